@@ -1,0 +1,48 @@
+"""Companion package of the course: learn DoRA (weight-decomposed low-rank adaptation) on a real Llama.
+
+Every public name is importable from here, and nothing heavy is imported until it is used, so that
+`python -m dora_lesson doctor` can still report on a machine where half of the libraries are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dora_lesson.environment import SetupError as SetupError
+    from dora_lesson.environment import doctor as doctor
+    from dora_lesson.environment import start_lesson as start_lesson
+    from dora_lesson.geometry import decompose as decompose
+    from dora_lesson.geometry import direction_change as direction_change
+    from dora_lesson.geometry import magnitude_change as magnitude_change
+    from dora_lesson.geometry import recompose as recompose
+    from dora_lesson.layers import DoRALinear as DoRALinear
+    from dora_lesson.layers import LoRALinear as LoRALinear
+    from dora_lesson.models import load_base as load_base
+    from dora_lesson.models import prepare as prepare
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
+    "layers": ["LoRALinear", "DoRALinear"],
+    "models": ["load_base", "prepare"],
+    "environment": ["SetupError", "doctor", "start_lesson"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = {*_HOME, "checks", "plots", "widgets"}
+
+__all__ = sorted([*_MODULE_OF, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"dora_lesson.{_MODULE_OF[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"dora_lesson.{name}")
+    raise AttributeError(f"module 'dora_lesson' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

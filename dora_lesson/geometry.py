@@ -1,0 +1,89 @@
+"""Magnitude and direction of a weight, and how far a second weight has moved from it.
+
+A weight here is what `nn.Linear` holds: `W` of shape (d_out, d_in), one row for each output. A row is an arrow in
+d_in dimensions, so there is one magnitude and one direction per output, and every norm runs over d_in (`dim=1`).
+The paper (Liu et al., arXiv 2402.09353v6) writes W transposed, which is why it speaks of columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+
+def decompose(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Split `W` into magnitudes `m` and unit directions `V` (paper, Eq. 2).
+
+    Args:
+        W: weight of shape (d_out, d_in), floating point.
+
+    Returns:
+        `m` of shape (d_out,), the length of each row, and `V` of shape (d_out, d_in), its rows of length 1.
+        A row of zeros points nowhere: its magnitude is 0 and its direction a row of zeros.
+
+    Raises:
+        ValueError: `W` is not a floating-point matrix.
+    """
+    _require_matrix(W, "W")
+    m = vector_norm(W, dim=1)
+    divisor = torch.where(m > 0, m, torch.ones_like(m))
+    return m, W / divisor[:, None]
+
+
+def recompose(m: Tensor, V: Tensor) -> Tensor:
+    """Put magnitudes (d_out,) and directions (d_out, d_in) together again: row i is `m[i] * V[i]` (paper, Eq. 2).
+
+    Raises:
+        ValueError: `V` is no floating-point matrix, or `m` does not hold one magnitude per row of `V`.
+    """
+    _require_matrix(V, "V")
+    if m.shape != V.shape[:1]:
+        raise ValueError(
+            f"m has shape {tuple(m.shape)}, but V of shape {tuple(V.shape)} needs one magnitude per row: "
+            f"pass m of shape ({V.shape[0]},)."
+        )
+    return m[:, None] * V
+
+
+def magnitude_change(W0: Tensor, W1: Tensor) -> Tensor:
+    """ΔM: the mean over rows of |‖W1ᵢ‖ − ‖W0ᵢ‖|, a scalar tensor in the units of the weight (paper, Eq. 3).
+
+    Raises:
+        ValueError: the two are no floating-point matrices of one shape.
+    """
+    _require_pair(W0, W1)
+    return (vector_norm(W1, dim=1) - vector_norm(W0, dim=1)).abs().mean()
+
+
+def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
+    """ΔD: the mean over rows of 1 − cos(W0ᵢ, W1ᵢ), a scalar tensor between 0 (same way) and 2 (opposite) (paper, Eq. 4).
+
+    A row that is zero in both has not turned and counts 0; zero in one only, it counts 1, as a right angle does.
+    1 − cos is taken as half the squared distance of the two unit rows: the same number, without the cancellation
+    that would swallow a small turn in float32.
+
+    Raises:
+        ValueError: the two are no floating-point matrices of one shape.
+    """
+    _require_pair(W0, W1)
+    (m0, V0), (m1, V1) = decompose(W0), decompose(W1)
+    turned = (V1 - V0).square().sum(dim=1) / 2
+    return torch.where((m0 > 0) != (m1 > 0), torch.ones_like(turned), turned).mean()
+
+
+def _require_matrix(W: Tensor, name: str) -> None:
+    if W.ndim != 2 or not W.is_floating_point():
+        raise ValueError(
+            f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}, but a floating-point matrix (d_out, d_in) "
+            "is expected: pass the weight of one linear layer, dequantised if it is 4-bit."
+        )
+
+
+def _require_pair(W0: Tensor, W1: Tensor) -> None:
+    _require_matrix(W0, "W0")
+    _require_matrix(W1, "W1")
+    if W0.shape != W1.shape:
+        raise ValueError(
+            f"W0 has shape {tuple(W0.shape)} and W1 {tuple(W1.shape)}: pass the same layer before and after."
+        )
