@@ -10,24 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dora_lesson.embedded import prepare as prepare
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
+    from dora_lesson.evidence import time_in_turns as time_in_turns
     from dora_lesson.geometry import decompose as decompose
     from dora_lesson.geometry import direction_change as direction_change
     from dora_lesson.geometry import magnitude_change as magnitude_change
     from dora_lesson.geometry import recompose as recompose
     from dora_lesson.layers import DoRALinear as DoRALinear
     from dora_lesson.layers import LoRALinear as LoRALinear
+    from dora_lesson.memory import largest_temporary as largest_temporary
+    from dora_lesson.memory import saved_bytes as saved_bytes
     from dora_lesson.models import load_base as load_base
-    from dora_lesson.models import prepare as prepare
 
 __version__ = "0.1.0"
 
 _HOME = {
     "geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
     "layers": ["LoRALinear", "DoRALinear"],
-    "models": ["load_base", "prepare"],
+    "memory": ["largest_temporary", "saved_bytes"],
+    "embedded": ["prepare"],
+    "models": ["load_base"],
+    "evidence": ["time_in_turns"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

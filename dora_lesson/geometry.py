@@ -57,7 +57,7 @@ def magnitude_change(W0: Tensor, W1: Tensor) -> Tensor:
 
 
 def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
-    """ΔD: the mean over rows of 1 − cos(W0ᵢ, W1ᵢ), a scalar tensor between 0 (same way) and 2 (opposite) (paper, Eq. 4).
+    """ΔD: the mean over rows of 1 − cos(W0ᵢ, W1ᵢ), a scalar tensor from 0 (same way) to 2 (opposite) (paper, Eq. 4).
 
     A row that is zero in both has not turned and counts 0; zero in one only, it counts 1, as a right angle does.
     1 − cos is taken as half the squared distance of the two unit rows: the same number, without the cancellation

@@ -118,7 +118,7 @@ class DoRALinear(LoRALinear):
         key = _state(W, A, B)
         if not self.training and self._kept.get("V", (None,))[0] == key:
             return self._kept["V"][1]
-        WA = F.linear(A.to(W.dtype), W).to(B.dtype).T  # (d_out, r)
+        WA = (W @ A.to(W.dtype).T).to(B.dtype)  # (d_out, r)
         W2 = self._base_norm().square()
         BA2 = s * s * (B @ (A @ A.T) * B).sum(dim=1)
         V2 = W2 + 2 * s * (WA * B).sum(dim=1) + BA2
@@ -161,8 +161,9 @@ class _ScaleRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         z, m, norm = ctx.saved_tensors
-        dz = torch.mul(dy, m / _nonzero(norm), out=torch.empty_like(dy))
-        return dz, (dy * z).sum(dim=0, dtype=m.dtype) / _nonzero(norm), None
+        product = dy * z
+        dm = product.sum(dim=0, dtype=m.dtype) / _nonzero(norm)
+        return torch.mul(dy, m / _nonzero(norm), out=product), dm, None  # its memory serves twice
 
 
 def _nonzero(norm: Tensor) -> Tensor:

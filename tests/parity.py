@@ -45,6 +45,7 @@ def peft_layer(base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float =
 
 def parameters_of(layer: Any) -> dict[str, Tensor]:
     """The trained tensors under this course's names, whoever's layer it is."""
+    found: dict[str, Tensor]
     if isinstance(layer, LoRALinear):
         found = {"lora_A": layer.lora_A, "lora_B": layer.lora_B}
         return found | ({"magnitude": layer.magnitude} if isinstance(layer, DoRALinear) else {})

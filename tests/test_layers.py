@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import Case, assert_parity, outputs_and_gradients, peft_layer, relative_error, twins
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from dora_lesson import DoRALinear, LoRALinear
-from tools.bench import saved_bytes
+from dora_lesson import DoRALinear, LoRALinear, largest_temporary, saved_bytes
+from tests.parity import Case, assert_parity, outputs_and_gradients, peft_layer, relative_error, twins
 
 BOTH = pytest.mark.parametrize("make", [LoRALinear, DoRALinear])
 
@@ -205,26 +203,8 @@ def test_norm_without_the_second_look_would_break_that_bound() -> None:
     assert ((bare - exact).abs() > 8 * torch.finfo(torch.float32).eps * W.norm(dim=1)).any()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the largest new tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in given:
-                self.elements = max(self.elements, t.numel())
-        return out
-
-
 def largest_new_tensor(layer: nn.Module, x: Tensor) -> int:
-    with LargestTensor() as largest:
-        layer(x).sum().backward()
-    return largest.elements
+    return largest_temporary(lambda: layer(x).sum().backward())
 
 
 def test_no_temporary_of_the_weights_size_forward_or_backward() -> None:
@@ -278,7 +258,7 @@ def test_norm_is_computed_once_in_eval_mode() -> None:
 
 
 def test_a_deep_copy_is_independent() -> None:
-    layer, _, x, _ = twins(Case())
+    layer, _, _, _ = twins(Case())
     twin = copy.deepcopy(layer)
     with torch.no_grad():
         twin.base.weight.mul_(3)
@@ -350,5 +330,5 @@ def test_bad_arguments_are_refused(make: type[LoRALinear], arguments: dict, erro
 def test_quantised_weights_are_refused(make: type[LoRALinear]) -> None:
     base = nn.Linear(6, 5)
     base.weight = nn.Parameter(torch.zeros(15, 1, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(TypeError, match="uint8.*16-bit or 32-bit"):
+    with pytest.raises(TypeError, match=r"uint8.*16-bit or 32-bit"):
         make(base, 2, 4)

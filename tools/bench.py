@@ -10,46 +10,25 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from dora_lesson import DoRALinear
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from parity import parameters_of, peft_layer
+from dora_lesson import DoRALinear, saved_bytes
+from dora_lesson.evidence import time_in_turns
+from tests.parity import parameters_of, peft_layer
 from tools.lift import lift
 
 SHAPES = [(576, 1536), (4096, 4096), (4096, 14336)]  # (d_in, d_out)
 
 
-def saved_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd saves in one forward pass, each storage once, the layer's own tensors left out."""
-    saved: list[Tensor] = []
-
-    def keep(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        layer(x)
-    held = [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_kept", {}).values())]
-    own = {t.untyped_storage().data_ptr() for t in held}
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
-    return sum(size for pointer, size in storages.items() if pointer not in own)
-
-
 def contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
     """One layer a method over the same frozen weight, with B ≠ 0."""
     base = nn.Linear(d_in, d_out, bias=False).requires_grad_(False)
-    plain = lift("03_dora_by_hand", "imports", "plain-layer")["PlainDoRA"]
+    plain = lift("03_dora_by_hand", "plain-layer")["PlainDoRA"]
     layers = {
         "base": base,
         "LoRA (PEFT)": peft_layer(base, r, r, use_dora=False),
@@ -62,27 +41,6 @@ def contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
             B = parameters_of(layer)["lora_B"] if "plain" not in name else layer.B
             nn.init.normal_(B, std=0.01)
     return layers
-
-
-def step(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        layer(x).backward(dy)
-        for tensor in (x, *layer.parameters()):
-            tensor.grad = None
-
-    return run
-
-
-def medians(layers: dict[str, nn.Module], x: Tensor, dy: Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of a forward and backward pass over `rounds` interleaved rounds, after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    for _ in range(rounds + 1):
-        for name, layer in layers.items():
-            run = step(layer, x, dy)
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
 
 
 def main() -> None:
@@ -100,8 +58,8 @@ def main() -> None:
     cases = [(s, r, t) for s in SHAPES for r in arguments.ranks for t in arguments.tokens]
     for (d_in, d_out), r, tokens in tqdm(cases, disable=not sys.stderr.isatty()):
         layers = contestants(d_in, d_out, r)
-        x, dy = torch.randn(1, tokens, d_in, requires_grad=True), torch.randn(1, tokens, d_out)
-        seconds = medians(layers, x, dy, arguments.rounds)
+        x = torch.randn(1, tokens, d_in, requires_grad=True)
+        seconds = time_in_turns(layers, x, arguments.rounds)
         saved = {name: saved_bytes(layer, x) for name, layer in layers.items()}
         for name in layers:
             ratio = seconds[name] / seconds["LoRA (PEFT)"]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
+import torch.nn.functional as F
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -19,8 +21,8 @@ def source(lesson: str, cell_id: str) -> str:
 
 
 def lift(lesson: str, *cell_ids: str) -> dict[str, Any]:
-    """Run these code cells in order in one fresh namespace and return it."""
-    namespace: dict[str, Any] = {}
+    """Run these code cells in order in one fresh namespace, which knows torch, nn and F, and return it."""
+    namespace: dict[str, Any] = {"torch": torch, "nn": torch.nn, "F": F}
     for cell_id in cell_ids:
         exec(source(lesson, cell_id), namespace)
     return namespace

@@ -1,0 +1,52 @@
+# Set-up lives in .venv and is repeated only when what it depends on changes. `make help` lists the rest.
+
+PYTHON ?= python3
+# Which build of torch: `cpu` or `gpu`. On Linux without a working NVIDIA driver the small CPU build is enough.
+TORCH ?= $(shell if [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
+TORCH_INDEX_cpu = --extra-index-url https://download.pytorch.org/whl/cpu
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup lab test notebooks badges bench lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## build .venv, install the course, prepare the model
+	@$(BIN)/python -m dora_lesson prepare
+
+lab: setup  ## open the first lesson in JupyterLab
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: setup  ## run the whole test suite and every notebook
+	$(BIN)/python -m pytest --nbval tests notebooks
+
+notebooks: setup  ## run every lesson in place and store its outputs
+	$(BIN)/python -m tools.notebooks run
+
+badges: setup  ## restamp badges, set-up cells and links after a fork
+	$(BIN)/python -m tools.notebooks stamp
+
+bench: setup  ## time the DoRA layer against PEFT's layers
+	$(BIN)/python -m tools.bench
+
+lock:  ## renew constraints.txt from pyproject.toml
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q uv
+	.venv-lock/bin/uv pip compile --universal --python-version 3.10 --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra lab --extra test pyproject.toml constraints.in -o constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## remove .venv and caches; the model stays in the user's cache
+	rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# The stamp file is written last, so that a set-up killed half-way starts again.
+.venv/installed: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "The course needs Python 3.10 to 3.13: run make again with PYTHON=/path/to/such/a/python3." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "This Python has no venv: install it (on Debian and Ubuntu, apt install python3-venv), then run make again." >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) install --quiet --constraint constraints.txt pip setuptools
+	$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX_$(TORCH)) --retries 0 --timeout 10 --no-deps torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[lab,test]'
+	@touch $@

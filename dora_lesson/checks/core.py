@@ -1,0 +1,137 @@
+"""What all checks share: run the reader's function safely, and say in one line how it went.
+
+A check is a function `NAME(attempt)`. It hands `verdict` an `examine` function, which calls the attempt through `call`
+and raises `Wrong` with a message that says what is wrong and where to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Wrong(Exception):
+    """The answer is wrong; the message says what is wrong and where to look."""
+
+
+class NotYet(Exception):
+    """The answer has not been written yet."""
+
+
+def verdict(attempt: F, examine: Callable[[F], None], reference: F, done: str) -> F:
+    """Examine an attempt, print one line, and return what the lesson goes on with.
+
+    Args:
+        attempt: the reader's function or class.
+        examine: raises `Wrong` where the attempt is wrong, and returns where it is right.
+        reference: the package's own version.
+        done: what to print after `correct: `; one sentence.
+
+    Returns:
+        `attempt` if it is right, else `reference`.
+    """
+    name = getattr(attempt, "__name__", type(attempt).__name__)
+    try:
+        if not callable(attempt):
+            raise Wrong(f"the check was given a {name}; pass it the function itself, without parentheses.")
+        # A reader's own print lines and warnings would bury the verdict, once for each case that is tried.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            examine(attempt)
+    except NotYet as reason:
+        line = f"not yet: {reason} Until then the lesson uses the package's version."
+    except Wrong as reason:
+        line = f"wrong: {reason}"
+    except Exception as error:
+        line = f"wrong: what {name} gave back could not be examined ({_told(error)}); look at what it returns."
+    else:
+        print(f"correct: {done}")
+        return attempt
+    print(" ".join(line.split()))
+    return reference
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call the reader's function, method or class and return its answer.
+
+    Raises:
+        NotYet: it raised `NotImplementedError`, or gave back nothing (None, ..., or a tuple of those).
+        Wrong: it raised anything else, or changed a tensor or a module that it was given.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    before = [_snapshot(arg) for arg in args]
+    try:
+        answer = function(*args)
+    except NotImplementedError:
+        raise NotYet(f"{name} is still to be written.") from None
+    except Exception as error:
+        raise Wrong(f"{name} raised {_told(error)}; {_where(error)}") from None
+    for number, (old, arg) in enumerate(zip(before, args, strict=True), start=1):
+        if not all(torch.equal(a, b) for a, b in zip(old, _tensors(arg), strict=True)):
+            raise Wrong(
+                f"{name} changed its argument number {number} in place; look for assignments into it and for "
+                "methods that end in an underscore, and make a new tensor instead."
+            )
+    parts = answer if isinstance(answer, tuple) and answer else (answer,)
+    if all(part is None or part is ... for part in parts):
+        raise NotYet(f"{name} gives back {answer!r}; end it with a return of the answer.")
+    return answer
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise `Wrong(message)` unless the condition holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str, advice: str = "") -> Tensor:
+    """Return `value` if it is a tensor of that shape and dtype, else raise `Wrong`; `advice` says where to look."""
+    if not isinstance(value, Tensor):
+        raise Wrong(f"{what} is a {type(value).__name__}, but a tensor is expected; look at what you return.")
+    if tuple(value.shape) != shape:
+        raise Wrong(f"{what} has shape {tuple(value.shape)}, but {shape} is expected; {advice or 'look at the dims.'}")
+    if value.dtype != dtype:
+        raise Wrong(f"{what} has dtype {value.dtype}, but the inputs have {dtype}; look for a conversion on the way.")
+    return value
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two tensors of one shape agree everywhere; a shape that would broadcast does not count as agreement."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def _tensors(arg: Any) -> list[Tensor]:
+    if isinstance(arg, nn.Module):
+        return list(arg.state_dict().values())
+    return [arg] if isinstance(arg, Tensor) else []
+
+
+def _snapshot(arg: Any) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in _tensors(arg)]
+
+
+def _told(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {message[:160]}{'...' if len(message) > 160 else ''}"
+        if message
+        else f"{type(error).__name__}"
+    )
+
+
+def _where(error: Exception) -> str:
+    """Point at the line of the reader's own code that raised, not at a line of torch."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is `call`
+    if not frames:
+        return "look at the arguments in its def line."
+    last = [frame for frame in frames if frame.filename == frames[0].filename][-1]
+    return f"look at line {last.lineno} of the cell" + (f": {last.line}" if last.line else ".")

@@ -1,0 +1,248 @@
+"""Checks of lesson 03: the forward pass, the merged weight and the factored norm.
+
+As in lesson 01 a square case comes first: there a slip of axis or of shape raises no error, so it can be named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.memory import largest_temporary
+
+Attempt = Callable[..., Any]
+Suspects = list[tuple[Callable[[], Tensor], str]]
+
+
+def dora_forward(attempt: Attempt) -> Attempt:
+    """Check `my_dora_forward(x, W, bias, A, B, m, lora_alpha) -> y` and return it, or the course's own version."""
+    return verdict(
+        attempt,
+        _examine_forward,
+        _forward,
+        "outputs and the gradients of A, B and m are those of a DoRA layer with a detached norm.",
+    )
+
+
+def merged_weight(attempt: Attempt) -> Attempt:
+    """Check `my_merged_weight(W, A, B, m, scaling) -> W_merged` and return it, or the course's own version."""
+    return verdict(attempt, _examine_merged, _merged, "a plain linear layer with this weight is the DoRA layer.")
+
+
+def factored_norm(attempt: Attempt) -> Attempt:
+    """Check `my_factored_norm(W, W_squared, A, B, scaling) -> norm` and return it, or the course's own version."""
+    return verdict(
+        attempt, _examine_norm, _norm, "the norm of every row of W + scaling * B @ A, and no matrix of W's size made."
+    )
+
+
+# The course's own versions: plain, as the lesson writes them.
+
+
+def _forward(x: Tensor, W: Tensor, bias: Tensor, A: Tensor, B: Tensor, m: Tensor, lora_alpha: float) -> Tensor:
+    V = W + lora_alpha / A.shape[0] * B @ A
+    return F.linear(x, (m / V.norm(dim=1).detach())[:, None] * V, bias)
+
+
+def _merged(W: Tensor, A: Tensor, B: Tensor, m: Tensor, scaling: float) -> Tensor:
+    V = W + scaling * B @ A
+    return (m / V.norm(dim=1))[:, None] * V
+
+
+def _norm(W: Tensor, W_squared: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    crossed = ((W @ A.T) * B).sum(dim=1)
+    update = (B @ (A @ A.T) * B).sum(dim=1)
+    return (W_squared + 2 * scaling * crossed + scaling**2 * update).sqrt()
+
+
+# The cases. Nothing in them is 0 or 1, so that no term can be left out unseen.
+
+
+def _case(d_out: int, d_in: int, r: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    W, A, B = (torch.randn(shape, dtype=torch.float64) for shape in [(d_out, d_in), (r, d_in), (d_out, r)])
+    return W, torch.randn(d_out, dtype=torch.float64), A, B, W.norm(dim=1) * (0.5 + torch.rand(d_out).double())
+
+
+def _length(T: Tensor) -> Tensor:
+    return T.norm(dim=1, keepdim=True)
+
+
+def _blame(value: Tensor, suspects: Suspects) -> None:
+    for suspect, message in suspects:
+        try:
+            same = close(value, suspect())
+        except RuntimeError:  # on this shape the slip does not even run
+            same = False
+        expect(not same, message)
+
+
+def _examine_forward(attempt: Attempt) -> None:
+    for (d_out, d_in, r), leading in [((4, 4, 2), (4,)), ((5, 3, 2), (6,)), ((3, 6, 3), (2, 4))]:
+        W, bias, A, B, m = _case(d_out, d_in, r, seed=d_out)
+        x, dy = torch.randn(*leading, d_in).double(), torch.randn(*leading, d_out).double()
+        for trained in (A, B, m):
+            trained.requires_grad_()
+        lora_alpha = 3.0 * r
+        y = call(attempt, x, W, bias, A, B, m, lora_alpha)
+        y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
+        with torch.no_grad():
+            _blame(y, _suspect_forwards(x, W, bias, A, B, m, lora_alpha))
+        expected = _forward(x, W, bias, A, B, m, lora_alpha)
+        _expect_value(y, expected, "y", "print V, its norm and m / norm for a small case, one by one.")
+        _examine_gradients(y, expected, dy, {"A": A, "B": B, "m": m}, W, lora_alpha / r, x)
+
+
+def _suspect_forwards(
+    x: Tensor, W: Tensor, bias: Tensor, A: Tensor, B: Tensor, m: Tensor, lora_alpha: float
+) -> Suspects:
+    s, row = lora_alpha / A.shape[0], m[:, None]
+    V, BA = W + s * B @ A, s * B @ A
+
+    def linear(weight: Tensor) -> Callable[[], Tensor]:
+        return lambda: F.linear(x, weight, bias)
+
+    V_alpha, V_bare = W + lora_alpha * B @ A, W + B @ A
+    return [
+        (lambda: F.linear(x, row * V / V.norm(dim=0), bias), _AXIS),
+        (lambda: F.linear(x, m * V / V.norm(dim=0), bias), _AXIS),
+        (lambda: F.linear(x, row * V / V.norm(dim=1), bias), _KEEPDIM),
+        (lambda: F.linear(x, m * V / _length(V), bias), _KEEPDIM),
+        (lambda: F.linear(x, (m / V.norm(dim=1)) * V, bias), _KEEPDIM),
+        (
+            linear(row * V_alpha / _length(V_alpha)),
+            "B A is scaled by lora_alpha itself; the scaling is lora_alpha / r.",
+        ),
+        (linear(row * V_bare / _length(V_bare)), "B A is not scaled; look for lora_alpha / r in your V."),
+        (linear(V / _length(V)), "the rows of the weight have length 1: m is missing; multiply row i by m[i]."),
+        (linear(V), "this is LoRA: W + scaling * B @ A, without its norm and without m; divide by the norm of V."),
+        (linear(row * V), "m multiplies V itself; divide V by the norm of its rows first."),
+        (
+            lambda: (F.linear(x, V) + bias) * (m / V.norm(dim=1)),
+            "the bias is scaled along with x Vᵀ; m belongs to the weight alone, so add the bias last.",
+        ),
+        (lambda: F.linear(x, row * V / _length(V)), "the bias is missing; add it to the result."),
+        (linear(W + row * BA / _length(BA)), _UPDATE_ALONE),
+        (linear(W + BA / _length(BA)), _UPDATE_ALONE),
+        (linear(row * (W / _length(W) + BA / _length(BA))), _UPDATE_ALONE),
+        (
+            linear(row * V / _length(W)),
+            "V is divided by the norm of W; take the norm of V, that is of W plus the update.",
+        ),
+        (linear(row * V / V.norm()), "V is divided by one norm for the whole matrix; take one norm per row, dim=1."),
+        (linear(row * V / _length(V).square()), "V is divided by its squared norm; take the square root."),
+        (
+            lambda: m * F.linear(x, V) / F.linear(x, V).norm(dim=-1, keepdim=True) + bias,
+            "the output is normalised, not the weight; take the norm of the rows of V before x comes in.",
+        ),
+        (
+            lambda: x @ (row * V / _length(V)) + bias,
+            "x is multiplied by the weight, not by its transpose; F.linear(x, weight) does what nn.Linear does.",
+        ),
+    ]
+
+
+_AXIS = "the norm runs along dim=0, one per input; DoRA takes one per output: look at the dim of your norm, dim=1."
+_KEEPDIM = (
+    "a vector of one number per row was spread over the columns, and broadcast by luck since W is square here; "
+    "use keepdim=True or [:, None]."
+)
+_UPDATE_ALONE = "the update B A is normalised by itself; take the norm of W plus the update."
+
+
+def _examine_gradients(
+    y: Tensor, expected: Tensor, dy: Tensor, trained: dict[str, Tensor], W: Tensor, scaling: float, x: Tensor
+) -> None:
+    expect(
+        y.requires_grad,
+        "y does not carry a gradient; look for torch.no_grad(), .data or .detach() around more than the norm.",
+    )
+    inputs = list(trained.values())
+    got = torch.autograd.grad(y, inputs, dy, allow_unused=True)
+    right = torch.autograd.grad(expected, inputs, dy)
+    V = W + scaling * trained["B"] @ trained["A"]
+    attached = torch.autograd.grad(F.linear(x, trained["m"][:, None] * F.normalize(V, dim=1)), inputs, dy)
+    for name, g, r, full in zip(trained, got, right, attached, strict=True):
+        expect(
+            g is not None,
+            f"no gradient reaches {name}; look for a .detach() or .data around more than the norm.",
+        )
+        expect(
+            name == "m" or not close(g, full),
+            "y is right, but gradients flow through the norm too; detach the norm (paper, section 4.3).",
+        )
+        _expect_value(g, r, f"the gradient of {name}", "detach the norm, and nothing else.")
+
+
+def _expect_value(value: Tensor, expected: Tensor, what: str, advice: str) -> None:
+    if not close(value, expected):
+        off = (value - expected).abs().max().item()
+        raise Wrong(f"{what} is off by up to {off:.2g} and matches no slip that this check knows; {advice}")
+
+
+def _examine_merged(attempt: Attempt) -> None:
+    for d_out, d_in, r in [(4, 4, 2), (5, 3, 2), (3, 6, 3)]:
+        W, _, A, B, m = _case(d_out, d_in, r, seed=10 + d_out)
+        _examine_one_merge(attempt, W, A, B, m, scaling=2.5)
+
+
+def _examine_one_merge(attempt: Attempt, W: Tensor, A: Tensor, B: Tensor, m: Tensor, scaling: float) -> None:
+    merged = call(attempt, W, A, B, m, scaling)
+    merged = expect_tensor(merged, tuple(W.shape), W.dtype, "the merged weight", "it takes W's place.")
+    V, V_bare, row = W + scaling * B @ A, W + B @ A, m[:, None]
+    slips: Suspects = [
+        (lambda: V, "this merges LoRA: W + scaling * B @ A; divide its rows by their norm and multiply by m."),
+        (lambda: row * V_bare / _length(V_bare), "scaling is missing; the update is scaling * B @ A."),
+        (lambda: row * V / V.norm(dim=0), _AXIS),
+        (lambda: m * V / V.norm(dim=0), _AXIS),
+        (lambda: row * V / V.norm(dim=1), _KEEPDIM),
+        (lambda: m * V / _length(V), _KEEPDIM),
+        (lambda: (m / V.norm(dim=1)) * V, _KEEPDIM),
+        (lambda: row * V, "m multiplies V itself; divide V by the norm of its rows first."),
+        (lambda: V / _length(V), "the rows have length 1: m is missing; multiply row i by m[i]."),
+        (lambda: row * V / _length(W), "V is divided by the norm of W; take the norm of V."),
+        (lambda: row * W / _length(W), "the update is missing; V is W + scaling * B @ A."),
+        (lambda: row * W / _length(V), "the norm is that of V, but W stands above it; V stands there too."),
+        (lambda: W + row * V / _length(V), "the merged weight is added to W; it takes W's place."),
+    ]
+    _blame(merged, slips)
+    _expect_value(merged, _merged(W, A, B, m, scaling), "the merged weight", "compare your V with W + scaling * BA.")
+
+
+def _examine_norm(attempt: Attempt) -> None:
+    for d_out, d_in, r in [(6, 6, 2), (48, 40, 3)]:
+        W, _, A, B, _ = _case(d_out, d_in, r, seed=20 + d_out)
+        _examine_one_norm(attempt, W, W.square().sum(dim=1), A, B, s=0.3)
+    made = largest_temporary(attempt, W, W.square().sum(dim=1), A, B, 0.3)
+    expect(
+        made < W.numel(),
+        f"the norm is right, but on the way a tensor of {made} elements was made, as many as W has; "
+        "multiply W by A.T, (d_out, r), and never form B @ A.",
+    )
+
+
+def _examine_one_norm(attempt: Attempt, W: Tensor, W2: Tensor, A: Tensor, B: Tensor, s: float) -> None:
+    norm = call(attempt, W, W2, A, B, s)
+    norm = expect_tensor(
+        norm, tuple(W2.shape), W.dtype, "the norm", "one number per row; look at your sums over dim=1."
+    )
+    root, crossed, update = torch.sqrt, ((W @ A.T) * B).sum(dim=1), (B @ (A @ A.T) * B).sum(dim=1)
+    right = W2 + 2 * s * crossed + s * s * update
+    slips: Suspects = [
+        (lambda: right, "this is the squared norm; take its square root at the end."),
+        (lambda: root(W2 + s * crossed + s * s * update), "the cross term counts once; it counts twice."),
+        (lambda: root(W2 + 2 * s * crossed + s * update), "the last term carries scaling once; it is squared."),
+        (lambda: root(W2 + 2 * crossed + update), "scaling is missing; it stands in the last two terms."),
+        (lambda: root(W2 + s * s * update), "the cross term 2 * scaling * ⟨W Aᵀ, B⟩ is missing."),
+        (lambda: root((W2 + 2 * s * crossed).abs()), "the last term, the update's own length, is missing."),
+        (lambda: root(W2), "this is the norm of W; the update's two terms are missing."),
+        (lambda: root(W2**2 + 2 * s * crossed + s * s * update), "W_squared holds ‖W‖² and is squared again."),
+        (lambda: (W + s * B @ A).norm(dim=0), "this is the norm along dim=0, one per input; take one per output."),
+    ]
+    _blame(norm, slips)
+    _expect_value(norm, root(right), "the norm", "print the three terms, each of shape (d_out,), one by one.")

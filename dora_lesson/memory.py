@@ -1,0 +1,54 @@
+"""What a layer makes and keeps: its largest temporary, and what it saves for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def largest_temporary(function: Callable[..., Any], *args: Any) -> int:
+    """Elements of the largest tensor that `function(*args)` makes on its way, views of older tensors left out."""
+    with _LargestTensor() as largest:
+        function(*args)
+    return largest.elements
+
+
+def saved_bytes(layer: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd saves in one forward pass of `x` (..., d_in), each storage counted once.
+
+    What the layer holds anyway is left out: parameters, buffers and, in a `DoRALinear`, the two vectors ‖W‖ and ‖V‖.
+    """
+    saved: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        layer(x)
+    held = [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_kept", {}).values())]
+    own = {_storage(t) for t in held}
+    return sum({_storage(t): t.untyped_storage().nbytes() for t in saved if _storage(t) not in own}.values())
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+class _LargestTensor(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        older = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and _storage(t) not in older:
+                self.elements = max(self.elements, t.numel())
+        return out

@@ -1,0 +1,162 @@
+"""Run, clean and stamp the lessons.
+
+python -m tools.notebooks run [FILES]     execute in place, then clean (all lessons if none is named)
+python -m tools.notebooks clean [FILES]   bring metadata, ids and counts to their one stable form
+python -m tools.notebooks stamp           rewrite badges, set-up cells and README links from pyproject.toml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from tqdm.auto import tqdm
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SETUP = """\
+# Set-up, the same in every lesson. In Colab it installs the course first.
+import importlib.util
+if importlib.util.find_spec("dora_lesson") is None:
+    %pip install -q "dora_lesson @ git+{repository}"
+import dora_lesson
+dora_lesson.start_lesson()"""
+COLAB = "https://colab.research.google.com/github/{slug}/blob/main/notebooks/{file}"
+BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+_ANY_COLAB = r"https://colab\.research\.google\.com/github/[^/\s)]+/[^/\s)]+/blob/main/notebooks/"
+
+
+def repository(pyproject: Path = ROOT / "pyproject.toml") -> str:
+    """The one place that names the repository: pyproject.toml, [project.urls], Repository."""
+    url = tomllib.loads(pyproject.read_text()).get("project", {}).get("urls", {}).get("Repository", "")
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
+        raise SystemExit(
+            f"pyproject.toml names the repository as {url!r}: set [project.urls] Repository to "
+            "https://github.com/OWNER/REPO, then run this again."
+        )
+    return url
+
+
+def setup_cell(url: str) -> str:
+    return SETUP.format(repository=url)
+
+
+def badge(url: str, file: str) -> str:
+    return BADGE.format(link=COLAB.format(slug=url.removeprefix("https://github.com/"), file=file))
+
+
+def clean(notebook: Any) -> Any:
+    """The one stable form of a lesson: what remains differs only where the lesson does."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    count = 0
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in ("tags", "why_ignored") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
+        cell.source = cell.source.rstrip()
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        cell.outputs = _merged_streams(cell.outputs)
+        for number, output in enumerate(cell.outputs):
+            if "execution_count" in output:
+                output.execution_count = count
+            view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json")
+            if view:
+                view["model_id"] = uuid.uuid5(uuid.NAMESPACE_URL, f"{cell.id}/{number}").hex
+    return notebook
+
+
+def _merged_streams(outputs: list[Any]) -> list[Any]:
+    """Join neighbouring pieces of one stream: where they were cut depends on timing."""
+    merged: list[Any] = []
+    for output in outputs:
+        previous = merged[-1] if merged else {}
+        if output.output_type == "stream" == previous.get("output_type") and output.name == previous.get("name"):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def text(notebook: Any) -> str:
+    """The lesson as it is written to disk."""
+    split = nbformat.v4.nbjson.split_lines(nbformat.from_dict(notebook))
+    return json.dumps(split, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def execute(notebook: Any, timeout: int = 600) -> Any:
+    """Run every cell in a fresh kernel of this Python, in the notebooks' folder."""
+    from nbclient import NotebookClient
+
+    return NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    ).execute()
+
+
+def stamp(url: str) -> list[Path]:
+    """Rewrite every badge, set-up cell and README link; return the files that changed."""
+    changed = []
+    for path in lessons():
+        notebook = read(path)
+        before = text(notebook)
+        title = notebook.cells[0]
+        title.source = re.sub(r"^\[!\[Open In Colab\].*$", badge(url, path.name), title.source, flags=re.M)
+        for cell in notebook.cells:
+            if "setup" in cell.metadata.get("tags", []):
+                cell.source = setup_cell(url)
+        if text(notebook) != before:
+            path.write_text(text(notebook), encoding="utf-8")
+            changed.append(path)
+    readme = ROOT / "README.md"
+    links = COLAB.format(slug=url.removeprefix("https://github.com/"), file="")
+    stamped = re.sub(_ANY_COLAB, links, readme.read_text(encoding="utf-8"))
+    if stamped != readme.read_text(encoding="utf-8"):
+        readme.write_text(stamped, encoding="utf-8")
+        changed.append(readme)
+    return changed
+
+
+def lessons() -> list[Path]:
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "clean", "stamp"])
+    parser.add_argument("files", nargs="*", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "stamp":
+        changed = stamp(repository())
+        print("\n".join(f"stamped {path.relative_to(ROOT)}" for path in changed) or "everything is up to date")
+        return
+    for path in tqdm(arguments.files or lessons(), disable=not sys.stderr.isatty()):
+        notebook = read(path)
+        if arguments.command == "run":
+            notebook = execute(notebook)
+        path.write_text(text(clean(notebook)), encoding="utf-8")
+        print(f"{arguments.command}: {path.name}")
+
+
+if __name__ == "__main__":
+    main()
