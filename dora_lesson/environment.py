@@ -25,7 +25,7 @@ class SetupError(RuntimeError):
     """Something about the machine stands in the way; the message says what to do."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What `doctor` found: rows of (what, finding, what to do or ""). `ok` is whether the lessons will run."""
 
@@ -44,6 +44,8 @@ class Report:
     @property
     def verdict(self) -> str:
         return "The lessons will run." if self.ok else "The lessons will not run yet: see the last column."
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         cells = "".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -24,6 +25,9 @@ OKABE_ITO = {
     "purple": "#CC79A7",
     "grey": "#666666",
 }
+
+
+Point = tuple[float, float]
 
 
 class Look(NamedTuple):
@@ -113,3 +117,62 @@ def show(fig: Figure, alt: str) -> None:
 
     display({"text/html": img(fig, alt), "text/plain": alt}, raw=True)
     plt.close(fig)
+
+
+# The figures that are drawn twice: live, under sliders, and once as a static twin. Each returns the figure and its
+# alternative text.
+
+START = (2.0, 20.0)  # length and angle in degrees of the arrow that both figures begin with
+
+
+def length_and_angle(length: float, turn: float) -> tuple[Figure, str]:
+    """An arrow with a given length, turned by `turn` degrees, beside the arrow it began as."""
+    angle = START[1] + turn
+    end = (length * _cos(angle), length * _sin(angle))
+    fig, ax = _plane()
+    _arrow(ax, (0, 0), _tip(START), METHODS["base"].color, "before", "--")
+    _arrow(ax, (0, 0), end, METHODS["DoRA"].color, "after", "-")
+    ax.set_title(f"length {START[0]:.1f} → {length:.1f}, turned by {turn:.0f}°")
+    alt = f"Two arrows from one point: length {START[0]:.1f} before; length {length:.1f} after, turned by {turn:.0f}°."
+    return fig, alt
+
+
+def one_addition(right: float, up: float) -> tuple[Figure, str]:
+    """An arrow, the update (right, up) added at its tip, and the arrow that results."""
+    start = _tip(START)
+    end = (start[0] + right, start[1] + up)
+    length, turn = math.hypot(*end), math.degrees(math.atan2(end[1], end[0])) - START[1]
+    fig, ax = _plane()
+    _arrow(ax, (0, 0), start, METHODS["base"].color, "before", "--")
+    _arrow(ax, start, end, METHODS["LoRA"].color, "what is added", ":")
+    _arrow(ax, (0, 0), end, METHODS["DoRA"].color, "after", "-")
+    ax.set_title(f"length {START[0]:.1f} → {length:.1f}, turned by {turn:.0f}°")
+    alt = (
+        f"An arrow of length {START[0]:.1f}, an update of ({right:.1f}, {up:.1f}) added at its tip, and the arrow that "
+        f"results: length {length:.1f}, turned by {turn:.0f}°."
+    )
+    return fig, alt
+
+
+def _plane() -> tuple[Figure, Axes]:
+    fig, (ax,) = figure(height=3.8)
+    ax.set(xlim=(-3.2, 4.2), ylim=(-1.4, 3.4), aspect="equal", xlabel="first entry of the row", ylabel="second entry")
+    return fig, ax
+
+
+def _arrow(ax: Axes, start: Point, end: Point, color: str, label: str, style: str) -> None:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "linestyle": style, "linewidth": 2})
+    ax.plot([], [], style, color=color, label=label)
+    ax.legend(loc="upper left")
+
+
+def _tip(polar: Point) -> Point:
+    return polar[0] * _cos(polar[1]), polar[0] * _sin(polar[1])
+
+
+def _cos(degrees: float) -> float:
+    return math.cos(math.radians(degrees))
+
+
+def _sin(degrees: float) -> float:
+    return math.sin(math.radians(degrees))

@@ -32,9 +32,11 @@ METADATA = {
 SETUP = """\
 # Set-up, the same in every lesson. In Colab it installs the course first.
 import importlib.util
+
 if importlib.util.find_spec("dora_lesson") is None:
     %pip install -q "dora_lesson @ git+{repository}"
 import dora_lesson
+
 dora_lesson.start_lesson()"""
 COLAB = "https://colab.research.google.com/github/{slug}/blob/main/notebooks/{file}"
 BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"

@@ -5,6 +5,7 @@ Each prints one line and returns the reader's function when it is right, else th
 
 from __future__ import annotations
 
+from dora_lesson.checks.lesson_00 import scaling
 from dora_lesson.checks.lesson_01 import decompose, direction_change, magnitude_change, recompose
 from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_weight
 
@@ -16,4 +17,5 @@ __all__ = [
     "magnitude_change",
     "merged_weight",
     "recompose",
+    "scaling",
 ]

@@ -1,0 +1,38 @@
+"""The check of lesson 00: a first exercise, small on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dora_lesson.checks.core import Wrong, call, expect, verdict
+
+
+def scaling(attempt: Callable[[float, int], Any]) -> Callable[[float, int], Any]:
+    """Check `my_scaling(lora_alpha, r) -> lora_alpha / r` and return it, or the course's own version."""
+    return verdict(attempt, _examine, _scaling, "lora_alpha / r, the scaling that PEFT and this course use.")
+
+
+def _scaling(lora_alpha: float, r: int) -> float:
+    return lora_alpha / r
+
+
+def _examine(attempt: Callable[[float, int], Any]) -> None:
+    for lora_alpha, r in [(16, 8), (8, 32), (3.0, 4), (10, 4)]:
+        value = call(attempt, lora_alpha, r)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Wrong(f"it gives a {type(value).__name__}, but a number is expected; look at what you return.")
+        slips = [
+            (r / lora_alpha, "it is upside down, r / lora_alpha; divide lora_alpha by r."),
+            (lora_alpha, "it is lora_alpha itself; divide it by r."),
+            (lora_alpha * r, "it multiplies; divide lora_alpha by r."),
+            (lora_alpha // r, "it rounds down to a whole number; use / and not //."),
+            (lora_alpha / r**0.5, "it divides by the square root of r, which is rsLoRA's scaling; divide by r."),
+        ]
+        if value != lora_alpha / r:
+            for slip, message in slips:
+                expect(value != slip, message)
+            raise Wrong(
+                f"for lora_alpha = {lora_alpha} and r = {r} it gives {value}, but {lora_alpha / r} is right; "
+                "look at the formula in the text above."
+            )
