@@ -136,12 +136,12 @@ def _explained(source: str, error: Exception, embedded: bool) -> SetupError:
     kinds = {type(cause).__name__ for cause in causes}
     said = " ".join(str(cause) for cause in causes)
     page = f"https://huggingface.co/{source}"
-    if "GatedRepoError" in kinds or "gated repo" in said:
+    if "GatedRepoError" in kinds or "trying to access a gated repo" in said:
         return SetupError(
             f"{source} is gated: accept its licence at {page}, run `hf auth login`, and try again, "
             f"or use {OPEN_ALTERNATIVE}, which needs no account."
         )
-    if "RepositoryNotFoundError" in kinds or "is not a valid model identifier" in said:
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"} or "is not a valid model identifier" in said:
         return SetupError(
             f"{source} is neither a folder here nor a model of the hub: check its spelling (owner/name), "
             "or log in with `hf auth login` if it is private."

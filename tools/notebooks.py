@@ -8,6 +8,7 @@ python -m tools.notebooks stamp           rewrite badges, set-up cells and READM
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+PICTURE = ROOT / "docs" / "magnitude_and_direction.png"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -133,10 +135,20 @@ def stamp(url: str) -> list[Path]:
     readme = ROOT / "README.md"
     links = COLAB.format(slug=url.removeprefix("https://github.com/"), file="")
     stamped = re.sub(_ANY_COLAB, links, readme.read_text(encoding="utf-8"))
+    stamped = re.sub(r"git clone \S+", f"git clone {url}", stamped)
     if stamped != readme.read_text(encoding="utf-8"):
         readme.write_text(stamped, encoding="utf-8")
         changed.append(readme)
     return changed
+
+
+def picture() -> bytes:
+    """The README's picture: a figure of lesson 01, as its committed output holds it."""
+    for cell in read(NOTEBOOKS / "01_magnitude_and_direction.ipynb").cells:
+        for output in cell.get("outputs", []) if cell.id == "updates-figure" else []:
+            if found := re.search('base64,([^"]+)', output.get("data", {}).get("text/html", "")):
+                return base64.b64decode(found.group(1))
+    raise SystemExit("Lesson 01 holds no figure in its cell updates-figure: run `make notebooks` first.")
 
 
 def lessons() -> list[Path]:
@@ -158,6 +170,7 @@ def main() -> None:
             notebook = execute(notebook)
         path.write_text(text(clean(notebook)), encoding="utf-8")
         print(f"{arguments.command}: {path.name}")
+    PICTURE.write_bytes(picture())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""Cleaning and stamping lessons: stable, idempotent, and from one place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat.v4 as nbf
+import pytest
+
+from tests.conftest import ROOT
+from tools import notebooks
+
+
+def untidy() -> Any:
+    view = {"model_id": "0123456789abcdef", "version_major": 2, "version_minor": 0}
+    outputs = [
+        nbf.new_output("stream", name="stdout", text="a\n"),
+        nbf.new_output("stream", name="stdout", text="b\n"),
+        nbf.new_output("stream", name="stderr", text="c\n"),
+        nbf.new_output("execute_result", data={"application/vnd.jupyter.widget-view+json": view}, execution_count=7),
+    ]
+    code = nbf.new_code_cell("x = 1\n\n", outputs=outputs, execution_count=7, metadata={"collapsed": True, "tags": []})
+    code.id = "code"
+    return nbf.new_notebook(
+        cells=[code], metadata={"widgets": {"state": {}}, "language_info": {"name": "python", "version": "3.12.1"}}
+    )
+
+
+def test_clean_leaves_one_stable_form() -> None:
+    once = notebooks.clean(untidy())
+    cell = once.cells[0]
+    assert once.metadata == notebooks.METADATA
+    assert (cell.source, cell.metadata, cell.execution_count) == ("x = 1", {}, 1)
+    assert [output.get("text") for output in cell.outputs] == ["a\nb\n", "c\n", None]
+    other = untidy()
+    other.cells[0].outputs[-1].data["application/vnd.jupyter.widget-view+json"]["model_id"] = "fedcba"
+    assert notebooks.text(notebooks.clean(other)) == notebooks.text(once)
+    assert notebooks.text(notebooks.clean(once)) == notebooks.text(once)
+
+
+@pytest.fixture
+def fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the lessons and the README, which the tools take for the repository."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for name in ["README.md", "pyproject.toml"]:
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    return tmp_path
+
+
+def test_what_is_committed_is_stamped(fork: Path) -> None:
+    assert notebooks.stamp(notebooks.repository()) == []
+
+
+def test_a_fork_is_restamped_everywhere_from_one_place(fork: Path) -> None:
+    changed = notebooks.stamp("https://github.com/someone/my-dora")
+    assert len(changed) == len(notebooks.lessons()) + 1
+    for path in changed:
+        text = path.read_text(encoding="utf-8")
+        assert "github/someone/my-dora/blob" in text
+        assert "dora-lesson/" not in text
+    assert all("git+https://github.com/someone/my-dora" in path.read_text() for path in notebooks.lessons())
+    assert notebooks.stamp("https://github.com/someone/my-dora") == []
+    notebooks.stamp(notebooks.repository(ROOT / "pyproject.toml"))
+    for path in notebooks.lessons():
+        assert path.read_text(encoding="utf-8") == (ROOT / "notebooks" / path.name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("url", ["", "https://example.org/x/y", "https://github.com/only-owner", "not a url"])
+def test_a_bad_address_is_refused_in_one_sentence(tmp_path: Path, url: str) -> None:
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text(f'[project.urls]\nRepository = "{url}"\n' if url else "[project]\n")
+    with pytest.raises(SystemExit, match=r"set .project.urls. Repository to https://github.com/OWNER/REPO"):
+        notebooks.repository(pyproject)
+
+
+def test_the_readmes_picture_is_the_lessons_figure() -> None:
+    assert notebooks.PICTURE.read_bytes() == notebooks.picture()
