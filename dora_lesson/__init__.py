@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dora_lesson.layers import LoRALinear as LoRALinear
     from dora_lesson.memory import largest_temporary as largest_temporary
     from dora_lesson.memory import saved_bytes as saved_bytes
+    from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
     "layers": ["LoRALinear", "DoRALinear"],
-    "memory": ["largest_temporary", "saved_bytes"],
+    "memory": ["largest_temporary", "saved_bytes", "trainable_count"],
     "embedded": ["prepare"],
     "models": ["load_base"],
     "evidence": ["time_in_turns"],

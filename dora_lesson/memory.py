@@ -1,4 +1,4 @@
-"""What a layer makes and keeps: its largest temporary, and what it saves for the backward pass."""
+"""What a layer trains, makes and keeps: parameters, its largest temporary, what it saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def trainable_count(module: nn.Module) -> int:
+    """Number of trainable parameters of a layer or a model."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def largest_temporary(function: Callable[..., Any], *args: Any) -> int:

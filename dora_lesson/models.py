@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
 
 from dora_lesson.embedded import cache_folder, prepare, quiet_transformers
 from dora_lesson.environment import SetupError, four_bit_problem, quiet_known_noise
@@ -93,11 +92,6 @@ def four_bit_config(compute_dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-
-
-def trainable_count(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

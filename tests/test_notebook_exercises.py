@@ -1,0 +1,54 @@
+"""Folded solutions, put into their stubs by machine, pass their checks; what a lesson writes by hand is the package's."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from dora_lesson import DoRALinear, checks
+from tests import form
+from tests.parity import Case, outputs_and_gradients, relative_error, twins
+from tools import notebooks
+from tools.lift import lift
+
+
+@pytest.mark.parametrize("path", notebooks.lessons(), ids=lambda path: path.stem)
+def test_solutions_pass_their_checks_and_the_lesson_goes_on_with_them(path: Path) -> None:
+    notebook = notebooks.read(path)
+    cells = {cell.id: cell for cell in notebook.cells}
+    names = [name.removeprefix("try-") for name in cells if name.startswith("try-")]
+    for name in names:
+        cells[f"try-{name}"].source = form.solution(cells[f"help-{name}"])
+        cells[f"check-{name}"].source += f"\nassert {name} is my_{name}"
+    notebooks.execute(notebook)
+    for name in names:
+        said = cells[f"check-{name}"].outputs[0].text
+        assert said.startswith("correct: "), f"{name}: {said}"
+        assert said.count("\n") == 1
+
+
+def test_every_check_belongs_to_an_exercise() -> None:
+    tried = {cell.id for path in notebooks.lessons() for cell in notebooks.read(path).cells}
+    assert {f"try-{name}" for name in checks.__all__} <= tried
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_plain_layer_of_lesson_03_is_the_packages_layer(bias: bool) -> None:
+    PlainDoRA = lift("03_dora_by_hand", "plain-layer")["PlainDoRA"]
+    ours, _, x, dy = twins(Case(d_out=24, d_in=16, r=4, bias=bias))
+    assert isinstance(ours, DoRALinear)
+    plain = PlainDoRA(copy.deepcopy(ours.base), ours.r, ours.lora_alpha)
+    names = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
+    with torch.no_grad():
+        for mine, theirs in names.items():
+            getattr(plain, mine).copy_(getattr(ours, theirs))
+    expected = outputs_and_gradients(ours, x, dy)
+    again = x.clone().requires_grad_()
+    y = plain(again)
+    gradients = torch.autograd.grad(y, [again, plain.A, plain.B, plain.m], dy)
+    got = dict(zip(["y", "dx", "dlora_A", "dlora_B", "dmagnitude"], [y, *gradients], strict=True))
+    for name, value in expected.items():
+        assert relative_error(got[name], value) < 1e-12, name
