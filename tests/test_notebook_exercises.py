@@ -1,4 +1,4 @@
-"""Folded solutions, put into their stubs by machine, pass their checks; what a lesson writes by hand is the package's."""
+"""Folded solutions, put into their stubs by machine, pass; what a lesson writes by hand is what the package ships."""
 
 from __future__ import annotations
 
