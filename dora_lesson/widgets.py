@@ -41,13 +41,13 @@ class LiveFigure(ipywidgets.VBox):
 def length_and_angle() -> LiveFigure:
     """One arrow with two handles: its length and its angle, each with a slider of its own."""
     return LiveFigure(
-        plots.length_and_angle, length=_slider("length", 2.0, 0.2, 3.4), turn=_slider("turn", 0, -40, 120)
+        plots.length_and_angle, length=_slider("length", 3.0, 0.2, 3.4), turn=_slider("turn", 45, -40, 120)
     )
 
 
 def one_addition() -> LiveFigure:
     """One arrow and an update added to it: two sliders for the update, none for length or angle."""
-    return LiveFigure(plots.one_addition, right=_slider("right", 0.0, -3.0, 2.0), up=_slider("up", 0.0, -1.6, 2.4))
+    return LiveFigure(plots.one_addition, right=_slider("right", -1.0, -3.0, 2.0), up=_slider("up", 1.0, -1.6, 2.4))
 
 
 def _slider(description: str, value: float, lowest: float, highest: float) -> Any:

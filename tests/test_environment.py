@@ -171,6 +171,7 @@ def run_setup_cell(monkeypatch: pytest.MonkeyPatch, installed: bool) -> list[str
     """Run the cell's text in an IPython shell whose %pip only takes notes."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of a virtual environment that is not its own
     shell = InteractiveShell()
     noted: list[str] = []
     shell.register_magic_function(noted.append, magic_name="pip")

@@ -98,7 +98,12 @@ def test_the_cpu_index_is_the_makefiles_choice_alone() -> None:
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        ["make", "--no-print-directory", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
