@@ -47,6 +47,6 @@ clean:  ## remove .venv and caches; the model stays in the user's cache
 	  { echo "This Python has no venv: install it (on Debian and Ubuntu, apt install python3-venv), then run make again." >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) install --quiet --constraint constraints.txt pip setuptools
-	$(PIP) install --constraint constraints.txt $(TORCH_INDEX_$(TORCH)) --retries 0 --timeout 10 --no-deps torch
+	$(PIP) install --constraint constraints.txt $(TORCH_INDEX_$(TORCH)) --retries 2 --no-deps torch
 	$(PIP) install --constraint constraints.txt --editable '.[lab,test]'
 	@touch $@

@@ -55,7 +55,7 @@ def load_base(
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=number, device_map={"": place}, use_safetensors=True, **options
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _explained(source, error, embedded=model_id is None) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
