@@ -16,7 +16,7 @@ setup: .venv/installed  ## build .venv, install the course, prepare the model
 	@$(BIN)/python -m dora_lesson prepare
 
 lab: setup  ## open the first lesson in JupyterLab
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 test: setup  ## run the whole test suite and every notebook
 	$(BIN)/python -m pytest --nbval tests notebooks
