@@ -118,7 +118,8 @@ class DoRALinear(LoRALinear):
         key = _state(W, A, B)
         if not self.training and self._kept.get("V", (None,))[0] == key:
             return self._kept["V"][1]
-        WA = (W @ A.to(W.dtype).T).to(B.dtype)  # (d_out, r)
+        # In blocks of rows: on a CPU, one product with so thin a factor takes up to a third longer.
+        WA = torch.cat([rows @ A.to(W.dtype).T for rows in W.split(2048)]).to(B.dtype)  # (d_out, r)
         W2 = self._base_norm().square()
         BA2 = s * s * (B @ (A @ A.T) * B).sum(dim=1)
         V2 = W2 + 2 * s * (WA * B).sum(dim=1) + BA2
