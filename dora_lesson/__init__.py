@@ -10,10 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dora_lesson.adapter_files import load_adapters as load_adapters
+    from dora_lesson.adapter_files import save_adapters as save_adapters
+    from dora_lesson.adapters import adapter_report as adapter_report
+    from dora_lesson.adapters import add_adapters as add_adapters
+    from dora_lesson.adapters import merge_adapters as merge_adapters
+    from dora_lesson.adapters import remove_adapters as remove_adapters
     from dora_lesson.embedded import prepare as prepare
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
+    from dora_lesson.evidence import load_record as load_record
+    from dora_lesson.evidence import paired_difference as paired_difference
     from dora_lesson.evidence import time_in_turns as time_in_turns
     from dora_lesson.geometry import decompose as decompose
     from dora_lesson.geometry import direction_change as direction_change
@@ -21,20 +29,29 @@ if TYPE_CHECKING:
     from dora_lesson.geometry import recompose as recompose
     from dora_lesson.layers import DoRALinear as DoRALinear
     from dora_lesson.layers import LoRALinear as LoRALinear
+    from dora_lesson.memory import adapter_parameters as adapter_parameters
     from dora_lesson.memory import largest_temporary as largest_temporary
     from dora_lesson.memory import saved_bytes as saved_bytes
     from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
+    from dora_lesson.task_api import answer as answer
+    from dora_lesson.task_api import load_task_api as load_task_api
+    from dora_lesson.task_api import score as score
+    from dora_lesson.training import finetune as finetune
 
 __version__ = "0.1.0"
 
 _HOME = {
     "geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
     "layers": ["LoRALinear", "DoRALinear"],
-    "memory": ["largest_temporary", "saved_bytes", "trainable_count"],
+    "adapters": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
+    "adapter_files": ["save_adapters", "load_adapters"],
+    "memory": ["adapter_parameters", "largest_temporary", "saved_bytes", "trainable_count"],
     "embedded": ["prepare"],
     "models": ["load_base"],
-    "evidence": ["time_in_turns"],
+    "task_api": ["load_task_api", "answer", "score"],
+    "training": ["finetune"],
+    "evidence": ["time_in_turns", "load_record", "paired_difference"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

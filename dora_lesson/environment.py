@@ -14,10 +14,17 @@ import platform
 import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 PYTHONS = ((3, 10), (3, 13))
-LIBRARIES = ["torch", "transformers", "peft", "accelerate", "bitsandbytes", "gguf", "matplotlib", "ipywidgets"]
+LIBRARIES = [
+    *("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "gguf"),
+    *("scipy", "matplotlib", "ipywidgets"),
+]
+# What the lessons read: beside the package in a checkout, inside it once installed.
+_BESIDE = Path(__file__).resolve().parent.parent / "data"
+DATA = _BESIDE if (_BESIDE / "task_api").is_dir() else Path(__file__).resolve().parent / "data"
 INSTALL = "run `make setup`, or `pip install -e .` in the course's folder"
 
 

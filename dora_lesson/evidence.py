@@ -1,12 +1,91 @@
-"""Measurements that a lesson may rest on: here, times that are fair to compare within one run."""
+"""Measurements that a lesson may rest on: recorded runs, paired comparisons, and times fair to compare."""
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
+import json
+import platform
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dora_lesson.environment import DATA
+
+PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
+
+
+def load_record(name: str) -> dict[str, Any]:
+    """A recorded result of `data/records`, with the command, date, hardware, versions and seeds that made it.
+
+    Raises:
+        ValueError: no such record, or one that does not say how it was made.
+    """
+    path = DATA / "records" / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise ValueError(f"There is no record {name!r}; there are: {there}.")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if missing := [key for key in PROVENANCE if not record.get(key)]:
+        raise ValueError(f"The record {name!r} does not say its {missing[0]}: make it again with its command.")
+    return record
+
+
+def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a record says of how it was made: command, date, hardware, versions, seeds."""
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    else:
+        hardware = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {
+        "command": command,
+        "date": today,
+        "hardware": hardware,
+        "versions": {"python": platform.python_version(), **versions},
+        "seeds": list(seeds),
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference with its 95 % interval; `count` pairs went into it."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f}, {self.count} pairs)"
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Mean of b − a over pairs (the same seed, or the same item) with Student's 95 % interval.
+
+    Raises:
+        ValueError: the lengths differ, or there are fewer than two pairs.
+    """
+    from scipy import stats
+
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"There are {len(a)} and {len(b)} values, but at least two pairs are expected.")
+    differences = [float(y) - float(x) for x, y in zip(a, b, strict=True)]
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    return Difference(mean, mean - half, mean + half, len(differences))
 
 
 def time_in_turns(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:

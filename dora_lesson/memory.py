@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,42 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dora_lesson.adapters import matching_linears
+
 
 def trainable_count(module: nn.Module) -> int:
     """Number of trainable parameters of a layer or a model."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def adapter_parameters(
+    config: Any, method: str = "dora", *, r: int, target_modules: str | Sequence[str] = "all-linear"
+) -> tuple[int, int]:
+    """`(trainable, total)` parameters of a model with adapters, exactly, without loading or making its weights.
+
+    Trainable are r (d_in + d_out) a layer for LoRA (paper: Hu et al., section 4.1) and d_out more for DoRA; total is
+    the base's parameters and these.
+
+    Args:
+        config: a configuration of transformers, such as `AutoConfig.from_pretrained(...)` or `LlamaConfig(...)`.
+        method: "dora" or "lora".
+        r: rank, an integer from 1.
+        target_modules: as in PEFT.
+
+    Raises:
+        ValueError: an unknown method, a rank below 1, or names that match nothing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if method not in ("lora", "dora"):
+        raise ValueError(f"method is {method!r}, but one of lora, dora is expected.")
+    if not isinstance(r, int) or r < 1:
+        raise ValueError(f"r is {r!r}, but a whole number from 1 is expected.")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = [model.get_submodule(name) for name in matching_linears(model, target_modules)]
+    trainable = sum(r * (x.in_features + x.out_features) + (method == "dora") * x.out_features for x in layers)
+    return trainable, sum(p.numel() for p in model.parameters()) + trainable
 
 
 def largest_temporary(function: Callable[..., Any], *args: Any) -> int:

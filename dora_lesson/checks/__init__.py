@@ -7,15 +7,23 @@ from __future__ import annotations
 
 from dora_lesson.checks.lesson_00 import scaling
 from dora_lesson.checks.lesson_01 import decompose, direction_change, magnitude_change, recompose
+from dora_lesson.checks.lesson_02 import lora_count, lora_forward, movement
 from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_weight
+from dora_lesson.checks.lesson_04 import budget_config, is_dora, merged_copy
 
 __all__ = [
+    "budget_config",
     "decompose",
     "direction_change",
     "dora_forward",
     "factored_norm",
+    "is_dora",
+    "lora_count",
+    "lora_forward",
     "magnitude_change",
+    "merged_copy",
     "merged_weight",
+    "movement",
     "recompose",
     "scaling",
 ]

@@ -1,0 +1,131 @@
+"""Checks of lesson 02: LoRA's forward pass, its parameter count, and how far a run moved its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.geometry import direction_change, magnitude_change
+
+Attempt = Callable[..., Any]
+
+
+def lora_forward(attempt: Attempt) -> Attempt:
+    """Check `my_lora_forward(x, W, bias, A, B, lora_alpha) -> y` and return it, or the course's own version."""
+    return verdict(attempt, _examine_forward, _forward, "the frozen layer plus the scaled low-rank update.")
+
+
+def lora_count(attempt: Attempt) -> Attempt:
+    """Check `my_lora_count(shapes, r) -> int` and return it, or the course's own version."""
+    return verdict(attempt, _examine_count, _count, "r (d_in + d_out) for each adapted layer.")
+
+
+def movement(attempt: Attempt) -> Attempt:
+    """Check `my_movement(start, now) -> {name: (ΔM, ΔD)}` and return it, or the course's own version."""
+    return verdict(attempt, _examine_movement, _movement, "one pair (ΔM, ΔD) for each layer, over its rows.")
+
+
+# The course's own versions.
+
+
+def _forward(x: Tensor, W: Tensor, bias: Tensor, A: Tensor, B: Tensor, lora_alpha: float) -> Tensor:
+    return F.linear(x, W, bias) + lora_alpha / A.shape[0] * (x @ A.T) @ B.T
+
+
+def _count(shapes: list[tuple[int, int]], r: int) -> int:
+    return sum(r * (d_out + d_in) for d_out, d_in in shapes)
+
+
+def _movement(start: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    return {
+        name: (magnitude_change(start[name], W).item(), direction_change(start[name], W).item())
+        for name, W in now.items()
+    }
+
+
+def _examine_forward(attempt: Attempt) -> None:
+    for (d_out, d_in, r), leading in [((4, 4, 4), (4,)), ((5, 3, 2), (6,)), ((3, 6, 2), (2, 4))]:
+        _examine_one_forward(attempt, d_out, d_in, r, leading)
+
+
+def _examine_one_forward(attempt: Attempt, d_out: int, d_in: int, r: int, leading: tuple[int, ...]) -> None:
+    torch.manual_seed(d_out)
+    W, A, B = (torch.randn(shape).double() for shape in [(d_out, d_in), (r, d_in), (d_out, r)])
+    bias, x, alpha = torch.randn(d_out).double(), torch.randn(*leading, d_in).double(), 3.0 * r
+    y = call(attempt, x, W, bias, A, B, alpha)
+    y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
+    base, update = F.linear(x, W, bias), (x @ A.T) @ B.T
+    slips: list[tuple[Callable[[], Tensor], str]] = [
+        (lambda: base + alpha * update, "the update is scaled by lora_alpha itself; scaling is lora_alpha / r."),
+        (lambda: base + update, "the update is not scaled; multiply it by lora_alpha / r."),
+        (lambda: base, "this is the frozen layer alone; add the update."),
+        (lambda: alpha / r * update, "this is the update alone; add what the frozen layer gives."),
+        (lambda: x @ W.T + alpha / r * update, "the bias is missing; F.linear(x, W, bias) adds it."),
+        (lambda: base + alpha / r * update + bias, "the bias is added twice; the update has none."),
+        (lambda: x @ W + bias + alpha / r * update, "x is multiplied by W; nn.Linear multiplies by W.T."),
+        (lambda: base + alpha / r * (x @ A) @ B, "A and B are used untransposed; shapes here: A (r, d_in)."),
+        (lambda: base + alpha / r * (x @ B) @ A, "A and B have changed places; x meets A first."),
+        (lambda: base + alpha / r * (x @ B.T) @ A.T, "A and B have changed places; x meets A first."),
+    ]
+    for slip, message in slips:
+        try:
+            same = close(y, slip())
+        except RuntimeError:  # on this shape the slip does not even run
+            same = False
+        expect(not same, message)
+    if not close(y, _forward(x, W, bias, A, B, alpha)):
+        raise Wrong("y matches no slip that this check knows; print x @ A.T, then its product with B.T, and scale.")
+
+
+def _examine_count(attempt: Attempt) -> None:
+    for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 3)], 4)]:
+        count, right = call(attempt, shapes, r), _count(shapes, r)
+        if isinstance(count, Tensor):
+            count = count.item()
+        expect(isinstance(count, int | float), f"the count is a {type(count).__name__}; return a number.")
+        slips = {
+            sum(d_out * d_in for d_out, d_in in shapes): "this counts W; the trained parts are A and B.",
+            sum(r * d_in for _, d_in in shapes): "this counts A alone; B has d_out times r numbers more.",
+            sum(r * d_out for d_out, _ in shapes): "this counts B alone; A has r times d_in numbers more.",
+            sum(r * (d_out + d_in) + d_out for d_out, d_in in shapes): "this is DoRA's count; LoRA has no magnitude.",
+            sum(d_out + d_in for d_out, d_in in shapes): "r is missing; A has r rows and B has r columns.",
+            r * sum(shapes[0]): "only the first layer is counted; add up all of them.",
+            sum(r * d_out * d_in for d_out, d_in in shapes): "d_in and d_out are multiplied; A and B are separate.",
+        }
+        for wrong, message in slips.items():
+            expect(count == right or count != wrong, message)
+        expect(count == right, f"for shapes {shapes} and r={r} you give {count}; A is (r, d_in), B is (d_out, r).")
+
+
+def _examine_movement(attempt: Attempt) -> None:
+    torch.manual_seed(2)
+    start = {"a": torch.randn(6, 4).double(), "b": 3 * torch.randn(5, 5).double()}
+    now = {name: W * torch.linspace(0.5, 1.8, len(W))[:, None] + 0.2 * torch.randn_like(W) for name, W in start.items()}
+    found = call(attempt, start, now)
+    expect(isinstance(found, dict), f"a {type(found).__name__} comes back; return a dict with the names of the layers.")
+    expect(set(found) == set(start), f"the names are {sorted(map(str, found))}; give one entry for each of {[*start]}.")
+    for name, pair in found.items():
+        expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is no pair (ΔM, ΔD).")
+        M, D = (float(value) for value in pair)
+        right = _movement(start, now)[name]
+        signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()
+        columns = _movement({name: start[name].T}, {name: now[name].T})[name]
+        cos = 1 - right[1]
+        for wrong, message in [
+            ((right[1], right[0]), "the pair is the wrong way round; ΔM first, then ΔD."),
+            ((signed, right[1]), "ΔM lets growth and shrinking cancel; take the absolute value before the mean."),
+            (columns, "the norms run over dim=0; take rows, dim=1."),
+            ((right[0], cos), "the second number is the cosine; ΔD is 1 minus it."),
+        ]:
+            expect(not (_near(M, wrong[0]) and _near(D, wrong[1])), message)
+        expect(_near(M, right[0]), f"ΔM of {name!r} is {M:.4g}, {right[0]:.4g} is expected; compare row lengths.")
+        expect(_near(D, right[1]), f"ΔD of {name!r} is {D:.4g}, {right[1]:.4g} is expected; compare row directions.")
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-4 * max(1e-3, abs(b))

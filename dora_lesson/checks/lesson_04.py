@@ -1,0 +1,152 @@
+"""Checks of lesson 04: a configuration for a budget, what makes an adapter DoRA, and a merge that is proved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dora_lesson.adapters import adapter_report
+from dora_lesson.checks.core import call, expect, verdict
+
+Attempt = Callable[..., Any]
+BUDGET = 1_000_000
+SHAPE: dict[str, Any] = {  # the embedded Llama's, without its weights
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def budget_config(attempt: Attempt) -> Attempt:
+    """Check `my_budget_config() -> LoraConfig` and return it, or the course's own version."""
+    return verdict(attempt, _examine_config, _config, f"DoRA on q_proj and v_proj within {BUDGET:,} parameters.")
+
+
+def is_dora(attempt: Attempt) -> Attempt:
+    """Check `my_is_dora(model) -> bool` and return it, or the course's own version."""
+    return verdict(attempt, _examine_is_dora, _is_dora, "every adapted layer is asked for a magnitude that trains.")
+
+
+def merged_copy(attempt: Attempt) -> Attempt:
+    """Check `my_merged_copy(model) -> model` and return it, or the course's own version."""
+    return verdict(attempt, _examine_merge, _merged_copy, "a plain model, the same logits, and the adapter untouched.")
+
+
+# The course's own versions.
+
+
+def _config() -> Any:
+    from peft import LoraConfig
+
+    targets = ["q_proj", "v_proj"]
+    return LoraConfig(r=16, lora_alpha=32, target_modules=targets, use_dora=True, task_type="CAUSAL_LM")
+
+
+def _is_dora(model: nn.Module) -> bool:
+    return adapter_report(model).is_dora
+
+
+def _merged_copy(model: nn.Module) -> Any:
+    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+
+
+def _examine_config(attempt: Attempt) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = call(attempt)
+    expect(isinstance(config, LoraConfig), f"a {type(config).__name__} comes back; return a LoraConfig.")
+    expect(config.use_dora, "use_dora is not set, so this is LoRA; pass use_dora=True.")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    report = adapter_report(get_peft_model(model, config))
+    parts = {row[0] for row in report.rows}
+    expect({"q_proj", "v_proj"} <= parts, f"it adapts {sorted(parts)}; q_proj and v_proj are asked for.")
+    scaling = config.lora_alpha / config.r
+    expect(scaling == 2, f"lora_alpha / r is {scaling:g}; the task asks for a scaling of 2.")
+    expect(
+        report.trainable <= BUDGET,
+        f"it trains {report.trainable:,}, over the budget of {BUDGET:,}; lower r or adapt fewer layers.",
+    )
+    expect(
+        report.trainable > BUDGET // 2,
+        f"it trains {report.trainable:,}, less than half of the budget of {BUDGET:,}; raise r.",
+    )
+
+
+def _examine_is_dora(attempt: Attempt) -> None:
+    cases = [
+        (_small(True), True, "a DoRA model is not recognised; look for lora_magnitude_vector in the layers."),
+        (
+            _small(False),
+            False,
+            "a LoRA model passes for DoRA; ask the layers: lora_ is in the names of both.",
+        ),
+        (_lying(), False, "a model whose configuration says use_dora but whose layers have no magnitude passes."),
+        (_frozen(), False, "a model whose magnitudes are frozen passes; look at requires_grad."),
+        (_mixed(), False, "a model with a magnitude in only some layers passes; every adapted layer needs one."),
+    ]
+    for model, right, message in cases:
+        said = call(attempt, model)
+        expect(isinstance(said, bool), f"a {type(said).__name__} comes back; return True or False.")
+        expect(said == right, message)
+
+
+def _examine_merge(attempt: Attempt) -> None:
+    model = _small(True).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.rand_like(p))
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+        with model.disable_adapter():
+            plain = model(tokens).logits
+    # Not `call` with the model: merging in place replaces modules, which is what is to be named here.
+    given = copy.deepcopy(model)
+    merged = call(lambda: attempt(given))
+    expect(isinstance(merged, nn.Module), f"a {type(merged).__name__} comes back; return the merged model.")
+    left = any(hasattr(module, "lora_A") for module in merged.modules())
+    expect(not left, "the model that comes back still holds adapters; merge_and_unload leaves none.")
+    with torch.no_grad():
+        logits = merged(tokens).logits
+    expect(not torch.allclose(logits, plain, atol=1e-6), "this is the base without the adapter; merge, do not unload.")
+    off = (logits - expected).abs().max().item()
+    expect(off < 1e-4, f"the merged logits are off by up to {off:.2g}; merge once, and from the model as given.")
+    kept = any(hasattr(module, "lora_A") for module in given.modules())
+    expect(kept, "the model that was given lost its adapter; merging works in place, so merge a copy.deepcopy.")
+
+
+def _small(use_dora: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | shape | {"num_key_value_heads": 1, "vocab_size": 32})))
+    return get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "up_proj"], use_dora=use_dora))
+
+
+def _lying() -> Any:
+    model = _small(False)
+    model.peft_config["default"].use_dora = True
+    return model
+
+
+def _frozen() -> Any:
+    model = _small(True)
+    for name, p in model.named_parameters():
+        if "magnitude" in name:
+            p.requires_grad_(False)
+    return model
+
+
+def _mixed() -> Any:
+    model, other = _small(True), _small(False)
+    model.base_model.model.model.layers[1].mlp.up_proj = other.base_model.model.model.layers[1].mlp.up_proj
+    return model

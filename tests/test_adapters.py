@@ -1,0 +1,337 @@
+"""Adapters in a model: names by PEFT's rules, in and out without a trace, parity with PEFT on disk and in logits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from dora_lesson.adapter_files import CONFIG, WEIGHTS, load_adapters, save_adapters
+from dora_lesson.adapters import (
+    adapted_layers,
+    adapter_report,
+    add_adapters,
+    effective_weights,
+    matching_linears,
+    merge_adapters,
+    remove_adapters,
+)
+from dora_lesson.memory import adapter_parameters, trainable_count
+
+SOME = ["q_proj", "v_proj", "up_proj"]
+TOKENS = torch.arange(24).view(2, 12)
+
+
+def small_llama(seed: int = 0, **changed) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings |= {"num_key_value_heads": 2, "vocab_size": 64, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**(settings | changed))).eval()
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def disturb(model) -> None:
+    """Move every trainable parameter, so that the adapter is no longer the identity."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * p.abs().mean().clamp(min=0.1) * torch.randn_like(p))
+
+
+@pytest.fixture(params=["lora", "dora"])
+def method(request) -> str:
+    return request.param
+
+
+def with_adapters(method: str, model=None, **changed):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": SOME} | changed
+    return add_adapters(small_llama() if model is None else model, method, **settings)
+
+
+# Names.
+
+
+@pytest.mark.parametrize("target", [SOME, ["layers.0.mlp.up_proj"], r".*\.1\..*(q|k)_proj", "all-linear", ["q_proj"]])
+def test_names_are_matched_as_peft_matches_them(target):
+    config = LoraConfig(r=2, target_modules=target, task_type="CAUSAL_LM")
+    theirs = get_peft_model(small_llama(), config)
+    names = {n.removeprefix("base_model.model.") for n, m in theirs.named_modules() if hasattr(m, "base_layer")}
+    assert set(matching_linears(small_llama(), target)) == names
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "words"),
+    [
+        (["q_pro"], ValueError, "did you mean q_proj"),
+        (["q_proj", "xyz"], ValueError, "the model's linear layers are"),
+        ([], ValueError, "empty"),
+        (["q_proj", "v_proj", "q_proj"], ValueError, "'q_proj' twice"),
+        ("query", ValueError, "matches nothing"),
+        ("(", ValueError, "no regular expression"),
+        (["mlp"], TypeError, "only linear layers"),
+        (["embed_tokens"], TypeError, "Embedding"),
+    ],
+)
+def test_a_bad_name_is_refused_in_words(target, error, words):
+    model = small_llama()
+    with pytest.raises(error, match=words):
+        with_adapters("dora", model, target_modules=target)
+    assert not adapted_layers(model)
+
+
+def test_a_refused_rank_leaves_the_model_as_it_was():
+    model = small_llama()
+    with pytest.raises(ValueError, match="rank"):
+        with_adapters("dora", model, r=1000)
+    assert not adapted_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_adapters_cannot_be_put_on_adapters(method):
+    with pytest.raises(ValueError, match="already"):
+        with_adapters(method, with_adapters("lora"))
+    theirs = get_peft_model(small_llama(), LoraConfig(r=2, target_modules=SOME))
+    with pytest.raises(ValueError, match="already"):
+        with_adapters(method, theirs)
+    with pytest.raises(ValueError, match="one of lora, dora"):
+        with_adapters("qdora")
+
+
+# In and out.
+
+
+def test_only_the_adapters_train_and_the_start_is_the_base(method):
+    model = with_adapters(method)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names
+    assert all("lora_" in name or "magnitude" in name for name in names)
+    torch.testing.assert_close(logits(model), logits(small_llama()), rtol=0, atol=1e-6)
+
+
+def test_removed_adapters_leave_the_base_bit_for_bit(method):
+    model, before = small_llama(), small_llama().state_dict()
+    model.model.embed_tokens.requires_grad_(False)
+    with_adapters(method, model)
+    disturb(model)
+    remove_adapters(model)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["model.embed_tokens.weight"]
+    with pytest.raises(ValueError, match="no hand-written adapters"):
+        remove_adapters(model)
+
+
+def test_a_merged_model_is_plain_and_gives_the_same_logits(method):
+    model = with_adapters(method)
+    disturb(model)
+    expected, weights = logits(model), effective_weights(model, SOME)
+    merge_adapters(model)
+    assert not adapted_layers(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)
+    for name, W in weights.items():
+        torch.testing.assert_close(model.get_submodule(name).weight, W)
+
+
+# The report and the counts.
+
+
+def test_the_report_agrees_with_the_formula(method):
+    report = adapter_report(with_adapters(method))
+    counts = {"q_proj": 2 * (4 * 64 + (method == "dora") * 32), "v_proj": 2 * (4 * 48 + (method == "dora") * 16)}
+    assert {row[0]: row[2] for row in report.rows if row[0] in counts} == counts
+    assert all(row[2] == row[3] for row in report.rows)
+    assert report.is_dora == (method == "dora")
+
+
+def test_the_report_reads_peft_and_sees_silent_lora():
+    for use_dora in (False, True):
+        theirs = get_peft_model(small_llama(), LoraConfig(r=4, target_modules=SOME, use_dora=use_dora))
+        report = adapter_report(theirs)
+        assert report.is_dora == use_dora
+        assert report.trainable == trainable_count(theirs)
+
+
+def test_a_frozen_magnitude_is_no_dora_and_a_moved_one_shows():
+    model = with_adapters("dora")
+    assert adapter_report(model).magnitude_moved is False
+    disturb(model)
+    assert adapter_report(model).magnitude_moved is True
+    layer = next(iter(adapted_layers(model).values()))
+    layer.magnitude.requires_grad_(False)
+    report = adapter_report(model)
+    assert not report.is_dora
+    assert "frozen" in repr(report)
+    with pytest.raises(ValueError, match="no adapters"):
+        adapter_report(small_llama())
+
+
+LLAMA_31_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_31_8B |= {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+LLAMA_2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_2_7B |= {"num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False}
+LLAMA_32_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+LLAMA_32_1B |= {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("shape", "base", "target", "r", "lora", "dora"),
+    [
+        (LLAMA_31_8B, 8_030_261_248, "all-linear", 16, 41_943_040, 43_319_296),
+        (LLAMA_31_8B, 8_030_261_248, "all-linear", 8, 20_971_520, 22_347_776),
+        (LLAMA_31_8B, 8_030_261_248, ["q_proj", "v_proj"], 16, 6_815_744, 6_979_584),
+        (LLAMA_31_8B, 8_030_261_248, ["q_proj", "v_proj"], 8, 3_407_872, 3_571_712),
+        (LLAMA_2_7B, 6_738_415_616, "all-linear", 16, 39_976_960, 41_336_832),
+        (LLAMA_32_1B, 1_235_814_400, "all-linear", 16, 11_272_192, 11_649_024),
+        (SMOLLM2, 134_515_008, "all-linear", 16, 4_884_480, 5_040_000),
+    ],
+)
+def test_counts_are_exact_without_weights(shape, base, target, r, lora, dora):
+    config = LlamaConfig(**shape)
+    assert adapter_parameters(config, "lora", r=r, target_modules=target) == (lora, base + lora)
+    assert adapter_parameters(config, "dora", r=r, target_modules=target) == (dora, base + dora)
+
+
+def test_counts_refuse_what_they_cannot_count():
+    with pytest.raises(ValueError, match="r is 0"):
+        adapter_parameters(AutoConfig.for_model("llama", **SMOLLM2), r=0)
+    with pytest.raises(ValueError, match="one of lora, dora"):
+        adapter_parameters(AutoConfig.for_model("llama", **SMOLLM2), "qlora", r=4)
+
+
+# On disk.
+
+
+def test_peft_reads_what_we_save(method, tmp_path):
+    model = with_adapters(method)
+    disturb(model)
+    save_adapters(model, tmp_path / "a")
+    theirs = PeftModel.from_pretrained(small_llama(), tmp_path / "a")
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=0, atol=1e-6)
+    assert adapter_report(theirs).is_dora == (method == "dora")
+
+
+def test_we_read_what_peft_saves(method, tmp_path):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=SOME, use_dora=method == "dora", task_type="CAUSAL_LM")
+    theirs = get_peft_model(small_llama(), config).eval()
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "a")
+    ours = load_adapters(small_llama(), tmp_path / "a")
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=0, atol=1e-6)
+    assert adapter_report(ours).method == ("DoRA" if method == "dora" else "LoRA")
+
+
+def saved(tmp_path, method="dora", **changed):
+    model = with_adapters(method, **changed)
+    disturb(model)
+    return save_adapters(model, tmp_path / "a"), model
+
+
+def test_a_second_save_replaces_the_first(tmp_path):
+    saved(tmp_path, "lora")
+    path, model = saved(tmp_path, "dora", r=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    torch.testing.assert_close(logits(load_adapters(small_llama(), path)), logits(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("moment", ["while writing", "between the moves"])
+def test_a_killed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch, moment):
+    import dora_lesson.adapter_files as files
+
+    path, model = saved(tmp_path)
+    expected = logits(model)
+    other = with_adapters("lora")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    if moment == "while writing":
+        monkeypatch.setattr(files, "save_file", killed)
+    else:
+        move, moves = files.os.replace, []
+        monkeypatch.setattr(files.os, "replace", lambda a, b: killed() if moves else (moves.append(a), move(a, b)))
+    with pytest.raises(KeyboardInterrupt):
+        save_adapters(other, path)
+    monkeypatch.undo()
+    torch.testing.assert_close(logits(load_adapters(small_llama(), path)), expected, rtol=0, atol=1e-6)
+    save_adapters(other, path)  # and the next save goes through
+    assert adapter_report(load_adapters(small_llama(), path)).method == "LoRA"
+
+
+def test_a_folder_with_other_files_is_not_written_over(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        save_adapters(with_adapters("dora"), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def edit_config(path, **changed):
+    config = json.loads((path / CONFIG).read_text())
+    (path / CONFIG).write_text(json.dumps(config | changed))
+
+
+def cut_weights(path):
+    (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:-100])
+
+
+def drop_a_tensor(path):
+    tensors = load_file(path / WEIGHTS)
+    tensors.pop(next(key for key in tensors if "magnitude" in key))
+    save_file(tensors, path / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "words"),
+    [
+        (lambda path: (path / WEIGHTS).unlink(), FileNotFoundError, WEIGHTS),
+        (lambda path: (path / CONFIG).unlink(), FileNotFoundError, CONFIG),
+        (lambda path: (path / CONFIG).write_text("{"), ValueError, "no valid JSON"),
+        (cut_weights, ValueError, "cut or damaged"),
+        (drop_a_tensor, ValueError, "lacks"),
+        (lambda path: edit_config(path, use_rslora=True), ValueError, "use_rslora"),
+        (lambda path: edit_config(path, bias="all"), ValueError, "bias"),
+        (lambda path: edit_config(path, a_new_option=3), ValueError, "a_new_option"),
+        (lambda path: edit_config(path, rank_pattern={"q_proj": 2}), ValueError, "rank_pattern"),
+        (lambda path: edit_config(path, r=8), ValueError, "shape"),
+        (lambda path: edit_config(path, use_dora=False), ValueError, "also holds"),
+        (lambda path: edit_config(path, peft_type="IA3"), ValueError, "no LoRA or DoRA"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_and_the_model_untouched(tmp_path, harm, error, words):
+    path, _ = saved(tmp_path)
+    harm(path)
+    model = small_llama()
+    with pytest.raises(error, match=words):
+        load_adapters(model, path)
+    assert not adapted_layers(model)
+
+
+def test_an_adapter_for_another_base_is_refused(tmp_path):
+    path, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match="another base"):
+        load_adapters(small_llama(hidden_size=64), path)
+    with pytest.raises(ValueError, match="another base"):
+        load_adapters(small_llama(num_hidden_layers=1), path)
+    edit_config(path, base_model_name_or_path="owner/other-model")
+    model = small_llama()
+    model.config.name_or_path = "/home/somebody/SmolLM2-135M-Instruct"
+    with pytest.raises(ValueError, match="trained on other-model"):
+        load_adapters(model, path)
+
+
+def test_no_path_of_this_machine_is_written(tmp_path):
+    model = with_adapters("dora")
+    model.config.name_or_path = str(tmp_path / "cache" / "SmolLM2-135M-Instruct")
+    path = save_adapters(model, tmp_path / "a")
+    assert json.loads((path / CONFIG).read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"

@@ -1,0 +1,126 @@
+"""Lesson 02's checks accept right answers in several styles and name the wrong ones that learners give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dora_lesson import checks
+
+FORWARDS = {
+    "two thin products": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / A.shape[0] * (x @ A.T) @ B.T,
+    "merged": lambda x, W, b, A, B, a: F.linear(x, W + a / len(A) * B @ A, b),
+    "einsum": lambda x, W, b, A, B, a: x @ W.T + b + torch.einsum("...i,ri,or->...o", x, A, B) * (a / A.size(0)),
+    "linear twice": lambda x, W, b, A, B, a: F.linear(x, W, b) + F.linear(F.linear(x, A), B).mul(a / B.shape[1]),
+}
+WRONG_FORWARDS = {
+    "scaling is lora_alpha / r": lambda x, W, b, A, B, a: F.linear(x, W, b) + a * (x @ A.T) @ B.T,
+    "not scaled": lambda x, W, b, A, B, a: F.linear(x, W, b) + (x @ A.T) @ B.T,
+    "frozen layer alone": lambda x, W, b, A, B, a: F.linear(x, W, b),
+    "update alone": lambda x, W, b, A, B, a: a / len(A) * (x @ A.T) @ B.T,
+    "bias is missing": lambda x, W, b, A, B, a: x @ W.T + a / len(A) * (x @ A.T) @ B.T,
+    "bias is added twice": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A.T) @ B.T + b,
+    "W.T": lambda x, W, b, A, B, a: x @ W + b + a / len(A) * (x @ A.T) @ B.T,
+    "untransposed": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A) @ B,
+    "changed places": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ B) @ A,
+    "matches no slip": lambda x, W, b, A, B, a: 2 * F.linear(x, W, b),
+    "shape": lambda x, W, b, A, B, a: F.linear(x, W, b).sum(-1),
+}
+
+
+@pytest.mark.parametrize("attempt", FORWARDS.values(), ids=FORWARDS)
+def test_a_right_forward_pass_is_accepted(attempt, capsys):
+    assert checks.lora_forward(attempt) is attempt
+    assert capsys.readouterr().out.startswith("correct: ")
+
+
+@pytest.mark.parametrize(("words", "attempt"), WRONG_FORWARDS.items(), ids=WRONG_FORWARDS)
+def test_a_wrong_forward_pass_is_named(words, attempt, capsys):
+    assert checks.lora_forward(attempt) is not attempt
+    said = capsys.readouterr().out
+    assert said.startswith("wrong: ")
+    assert words in said
+
+
+COUNTS = {
+    "a sum": lambda shapes, r: sum(r * (o + i) for o, i in shapes),
+    "real matrices": lambda shapes, r: sum(torch.empty(r, i).numel() + torch.empty(o, r).numel() for o, i in shapes),
+    "a tensor": lambda shapes, r: r * torch.tensor(shapes).sum(),
+}
+WRONG_COUNTS = {
+    "counts W": lambda shapes, r: sum(o * i for o, i in shapes),
+    "A alone": lambda shapes, r: sum(r * i for o, i in shapes),
+    "B alone": lambda shapes, r: sum(r * o for o, i in shapes),
+    "DoRA's count": lambda shapes, r: sum(r * (o + i) + o for o, i in shapes),
+    "r is missing": lambda shapes, r: sum(o + i for o, i in shapes),
+    "only the first": lambda shapes, r: r * sum(shapes[0]),
+    "are multiplied": lambda shapes, r: sum(r * o * i for o, i in shapes),
+    "you give": lambda shapes, r: 5,
+    "return a number": lambda shapes, r: "many",
+}
+
+
+@pytest.mark.parametrize("attempt", COUNTS.values(), ids=COUNTS)
+def test_a_right_count_is_accepted(attempt):
+    assert checks.lora_count(attempt) is attempt
+
+
+@pytest.mark.parametrize(("words", "attempt"), WRONG_COUNTS.items(), ids=WRONG_COUNTS)
+def test_a_wrong_count_is_named(words, attempt, capsys):
+    assert checks.lora_count(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def cos(W0, W1):
+    return F.cosine_similarity(W0, W1, dim=1)
+
+
+def by_loop(start, now):
+    pairs = {}
+    for name in start:
+        W0, W1 = start[name], now[name]
+        pairs[name] = ((W1.norm(dim=1) - W0.norm(dim=1)).abs().mean(), (1 - cos(W0, W1)).mean())
+    return pairs
+
+
+def as_lists(start, now):
+    return {name: [float(value) for value in pair] for name, pair in by_loop(start, now).items()}
+
+
+def swap(pairs):
+    return {name: (D, M) for name, (M, D) in pairs.items()}
+
+
+WRONG_MOVEMENTS = {
+    "wrong way round": lambda s, n: swap(by_loop(s, n)),
+    "absolute value": lambda s, n: {k: ((n[k].norm(dim=1) - s[k].norm(dim=1)).mean(), by_loop(s, n)[k][1]) for k in s},
+    "dim=0": lambda s, n: by_loop({k: W.T for k, W in s.items()}, {k: W.T for k, W in n.items()}),
+    "1 minus it": lambda s, n: {k: (M, 1 - D) for k, (M, D) in by_loop(s, n).items()},
+    "return a dict": lambda s, n: list(by_loop(s, n).values()),
+    "one entry for each": lambda s, n: {"a": by_loop(s, n)["a"]},
+    "no pair": lambda s, n: {k: M for k, (M, _) in by_loop(s, n).items()},
+    "ΔM of": lambda s, n: {k: (2 * M, D) for k, (M, D) in by_loop(s, n).items()},
+    "ΔD of": lambda s, n: {k: (M, 2 * D) for k, (M, D) in by_loop(s, n).items()},
+}
+
+
+@pytest.mark.parametrize("attempt", [by_loop, as_lists])
+def test_a_right_movement_is_accepted(attempt):
+    assert checks.movement(attempt) is attempt
+
+
+@pytest.mark.parametrize(("words", "attempt"), WRONG_MOVEMENTS.items(), ids=WRONG_MOVEMENTS)
+def test_a_wrong_movement_is_named(words, attempt, capsys):
+    assert checks.movement(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lora_forward", "lora_count", "movement"])
+def test_an_unwritten_answer_is_not_yet(name, capsys):
+    def stub(*_):
+        raise NotImplementedError
+
+    own = getattr(checks, name)(stub)
+    assert capsys.readouterr().out.startswith("not yet: ")
+    assert getattr(checks, name)(own) is own

@@ -1,0 +1,124 @@
+"""Lesson 04's checks accept right answers in several styles and name the wrong ones that learners give."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+
+from dora_lesson import checks
+
+
+def config(**changed):
+    settings = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"], "use_dora": True} | changed
+    return lambda: LoraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        config(),
+        config(r=12, lora_alpha=24),
+        config(target_modules=r".*\.(q|v)_proj"),
+        config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], r=8, lora_alpha=16, task_type="CAUSAL_LM"),
+    ],
+)
+def test_a_right_configuration_is_accepted(attempt, capsys):
+    assert checks.budget_config(attempt) is attempt, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        (config(use_dora=False), "use_dora=True"),
+        (config(target_modules=["q_proj"], r=32, lora_alpha=64), "v_proj are asked for"),
+        (config(lora_alpha=16), "scaling of 2"),
+        (config(r=64, lora_alpha=128), "over the budget"),
+        (config(target_modules="all-linear"), "over the budget"),
+        (config(r=2, lora_alpha=4), "less than half"),
+        (lambda: {"r": 16, "use_dora": True}, "return a LoraConfig"),
+    ],
+)
+def test_a_wrong_configuration_is_named(attempt, words, capsys):
+    assert checks.budget_config(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def by_layer(model):
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    return all("default" in x.lora_magnitude_vector for x in layers) and all(
+        x.lora_magnitude_vector["default"].weight.requires_grad for x in layers
+    )
+
+
+def by_names(model):
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return sum("magnitude" in name for name in names) == sum("lora_A" in name for name in names)
+
+
+@pytest.mark.parametrize("attempt", [by_layer, by_names])
+def test_a_right_guard_is_accepted(attempt, capsys):
+    assert checks.is_dora(attempt) is attempt, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        (lambda model: model.peft_config["default"].use_dora, "configuration says use_dora"),
+        (lambda model: any("magnitude" in name for name, _ in model.named_parameters()), "frozen"),
+        (lambda model: any("magnitude" in n and p.requires_grad for n, p in model.named_parameters()), "only some"),
+        (lambda model: any("lora_" in name for name, _ in model.named_parameters()), "LoRA model passes"),
+        (lambda model: False, "not recognised"),
+        (lambda model: "yes", "True or False"),
+    ],
+)
+def test_a_wrong_guard_is_named(attempt, words, capsys):
+    assert checks.is_dora(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def twice(model):
+    merged = copy.deepcopy(model)
+    merged.merge_adapter()
+    for layer in merged.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merged_adapters.clear()
+    return merged.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda model: copy.deepcopy(model).merge_and_unload(),
+        lambda model: copy.deepcopy(model).merge_and_unload(safe_merge=True),
+    ],
+)
+def test_a_right_merge_is_accepted(attempt, capsys):
+    assert checks.merged_copy(attempt) is attempt, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        (lambda model: model.merge_and_unload(), "lost its adapter"),
+        (lambda model: copy.deepcopy(model).unload(), "without the adapter"),
+        (lambda model: copy.deepcopy(model), "still holds adapters"),
+        (twice, "are off by"),
+        (lambda model: "merged", "return the merged model"),
+    ],
+)
+def test_a_wrong_merge_is_named(attempt, words, capsys):
+    assert checks.merged_copy(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["budget_config", "is_dora", "merged_copy"])
+def test_an_unwritten_answer_is_not_yet(name, capsys):
+    def stub(*_):
+        raise NotImplementedError
+
+    own = getattr(checks, name)(stub)
+    assert capsys.readouterr().out.startswith("not yet: ")
+    assert getattr(checks, name)(own) is own

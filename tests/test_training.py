@@ -1,0 +1,210 @@
+"""`finetune`: the loss sees the reply alone, same seed same curve, a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+
+from dora_lesson import load_base
+from dora_lesson.adapters import add_adapters
+from dora_lesson.task_api import encode_chat, load_task_api
+from dora_lesson.training import _Collator, finetune
+from tests.conftest import ROOT
+from tests.test_adapters import SOME, small_llama
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_base()[1]
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(load_task_api("train").select(range(12)))
+
+
+def a_model(method: str = "dora", dropout: float = 0.1):
+    model = small_llama(vocab_size=49152)
+    torch.manual_seed(3)
+    return add_adapters(model, method, r=4, lora_alpha=8, target_modules=SOME, lora_dropout=dropout)
+
+
+def trained(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+SETTINGS = {"steps": 8, "batch_size": 2, "learning_rate": 1e-2, "seed": 5}
+
+# The loss.
+
+
+def test_labels_are_the_reply_and_its_end_token(tokenizer, items):
+    for item in items:
+        chat = encode_chat(tokenizer, item["messages"])
+        labelled = [token for token in chat["labels"] if token != -100]
+        assert tokenizer.decode(labelled) == item["messages"][2]["content"] + tokenizer.eos_token
+        first = chat["labels"].index(labelled[0])
+        assert tokenizer.decode(chat["input_ids"][:first]).endswith("<|im_start|>assistant\n")
+        assert chat["labels"][first : first + len(labelled)] == chat["input_ids"][first : first + len(labelled)]
+
+
+def test_the_loss_is_that_of_the_reply_tokens_alone(tokenizer, items):
+    model = a_model(dropout=0.0)
+    batch = _Collator(tokenizer.pad_token_id)([encode_chat(tokenizer, item["messages"]) for item in items[:3]])
+    total, count = 0.0, 0
+    with torch.no_grad():
+        loss = model(**batch).loss
+        for item in items[:3]:  # one by one, without padding
+            chat = encode_chat(tokenizer, item["messages"])
+            scores = model(torch.tensor([chat["input_ids"]])).logits[0].log_softmax(-1)
+            for i, label in enumerate(chat["labels"]):
+                if label != -100:
+                    total, count = total - scores[i - 1, label].item(), count + 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_what_stands_before_the_reply_does_not_train(tokenizer, items):
+    system, user, reply = items[0]["messages"]
+    chat = encode_chat(tokenizer, [system, user, reply])
+    other = encode_chat(tokenizer, [system, {"role": "user", "content": "something else"}, reply])
+    kept = [[token for token in c["labels"] if token != -100] for c in (chat, other)]
+    assert kept[0] == kept[1]
+
+
+def test_a_chat_that_cannot_be_encoded_is_refused(tokenizer, items):
+    with pytest.raises(ValueError, match="more than max_length=20"):
+        encode_chat(tokenizer, items[0]["messages"], max_length=20)
+    with pytest.raises(ValueError, match="the user's"):
+        encode_chat(tokenizer, items[0]["messages"][:2])
+
+
+# The run.
+
+
+def test_same_seed_same_curve_and_another_seed_another(tokenizer, items):
+    curves = [finetune(a_model(), tokenizer, items, **(SETTINGS | {"seed": seed})).losses for seed in (5, 5, 6)]
+    assert curves[0] == curves[1] != curves[2]
+    assert len(curves[0]) == 8
+
+
+def test_it_learns_and_leaves_the_base_alone(tokenizer, items):
+    model = a_model()
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    result = finetune(model, tokenizer, items, **(SETTINGS | {"steps": 30}))
+    assert sum(result.losses[-5:]) < sum(result.losses[:5])
+    assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
+    assert not model.training
+    assert result.peak_memory_bytes > 0
+    assert max(result.rates) == pytest.approx(1e-2)
+
+
+class Kill(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def peft_model():
+    torch.manual_seed(4)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=SOME, use_dora=True, lora_dropout=0.1)
+    return get_peft_model(small_llama(vocab_size=49152), config)
+
+
+@pytest.mark.parametrize("make", [a_model, peft_model, lambda: small_llama(vocab_size=49152)])
+def test_a_killed_run_resumes_to_the_same_weights(make, tokenizer, items, tmp_path):
+    whole = make()
+    unbroken = finetune(whole, tokenizer, items, **SETTINGS)
+    step = random.randrange(2, 8)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(make(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2, callbacks=[Kill(step)])
+    last = max(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    if step >= 4:  # as if the kill had come in the middle of writing the newest checkpoint
+        (last / "trainer_state.json").write_text("{")
+    model = make()
+    resumed = finetune(model, tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2)
+    assert resumed.resumed_from > 0, f"killed at step {step}"
+    assert resumed.losses == unbroken.losses, f"killed at step {step}"
+    expected = trained(whole)
+    assert all(torch.equal(p, expected[name]) for name, p in trained(model).items()), f"killed at step {step}"
+
+
+def test_a_finished_run_is_found_again(tokenizer, items, tmp_path):
+    first = a_model()
+    finetune(first, tokenizer, items, **SETTINGS, output_dir=tmp_path)
+    again = a_model()
+    result = finetune(again, tokenizer, items, **SETTINGS, output_dir=tmp_path)
+    assert result.resumed_from == 8
+    assert all(torch.equal(p, trained(first)[name]) for name, p in trained(again).items())
+
+
+def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):
+    finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 1}), output_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 2}), output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"learning_rate": 2}, "learning_rate is 2"),
+        ({"warmup_share": 2}, "warmup_share is 2"),
+        ({"save_every": 2}, "without output_dir"),
+        ({"train": []}, "no items"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(changed, words, tokenizer, items):
+    settings = {"train": items, **SETTINGS} | changed
+    with pytest.raises(ValueError, match=words):
+        finetune(a_model(), tokenizer, settings.pop("train"), **settings)
+
+
+def test_a_model_with_nothing_to_train_is_refused(tokenizer, items):
+    with pytest.raises(ValueError, match="add adapters first"):
+        finetune(a_model().requires_grad_(False), tokenizer, items, **SETTINGS)
+    with pytest.raises(ValueError, match="too coarse"):
+        finetune(small_llama().half(), tokenizer, items, **SETTINGS)
+
+
+LAUNCHED = """
+import torch, sys
+from accelerate import PartialState
+from tests.test_training import SETTINGS, a_model
+from dora_lesson import load_base
+from dora_lesson.task_api import load_task_api
+from dora_lesson.training import finetune
+model, items = a_model(), list(load_task_api("train").select(range(12)))
+result = finetune(model, load_base()[1], items, **SETTINGS, output_dir=sys.argv[1])
+state = PartialState()
+total = sum(p.double().sum().item() for p in model.parameters() if p.requires_grad)
+print(f"process {state.process_index} of {state.num_processes}: {len(result.losses)} losses, sum {total:.12f}")
+"""
+
+
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate calls for several
+
+
+@pytest.mark.parametrize(("launcher", "processes"), [(ACCELERATE, 1), (TORCHRUN, 2)])
+def test_it_runs_unchanged_under_a_launcher(launcher, processes, tmp_path):
+    script = tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", *launcher, str(script), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
+    assert [line[:14] for line in lines] == [f"process {i} of {processes}" for i in range(processes)]
+    assert len({line.split("sum")[1] for line in lines}) == 1  # all hold the same weights
