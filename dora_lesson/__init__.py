@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from dora_lesson.memory import saved_bytes as saved_bytes
     from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
+    from dora_lesson.scoring import score as score
     from dora_lesson.task_api import answer as answer
     from dora_lesson.task_api import load_task_api as load_task_api
-    from dora_lesson.task_api import score as score
     from dora_lesson.training import finetune as finetune
 
 __version__ = "0.1.0"
@@ -49,7 +49,8 @@ _HOME = {
     "memory": ["adapter_parameters", "largest_temporary", "saved_bytes", "trainable_count"],
     "embedded": ["prepare"],
     "models": ["load_base"],
-    "task_api": ["load_task_api", "answer", "score"],
+    "task_api": ["load_task_api", "answer"],
+    "scoring": ["score"],
     "training": ["finetune"],
     "evidence": ["time_in_turns", "load_record", "paired_difference"],
     "environment": ["SetupError", "doctor", "start_lesson"],
