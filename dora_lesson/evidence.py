@@ -6,10 +6,12 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +26,16 @@ def load_record(name: str) -> dict[str, Any]:
     """A recorded result of `data/records`, with the command, date, hardware, versions and seeds that made it.
 
     Raises:
-        ValueError: no such record, or one that does not say how it was made.
+        ValueError: no such record, a broken one, or one that does not say how it was made.
     """
     path = DATA / "records" / f"{name}.json"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise ValueError(f"There is no record {name!r}; there are: {there}.")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no JSON ({error}): make it again with its command.") from None
     if missing := [key for key in PROVENANCE if not record.get(key)]:
         raise ValueError(f"The record {name!r} does not say its {missing[0]}: make it again with its command.")
     return record
@@ -41,7 +46,8 @@ def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:
-        hardware = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return {
@@ -51,6 +57,15 @@ def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions},
         "seeds": list(seeds),
     }
+
+
+def _processor() -> str:
+    """The processor's name; platform.processor() is empty on many a Linux."""
+    try:
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.M)
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

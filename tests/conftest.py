@@ -1,4 +1,4 @@
-"""Shared by all tests: run code in a fresh Python, and find out that a browser or a GPU is missing."""
+"""Shared by all tests: fresh Pythons, and kernels without a network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Jupyter's own messages travel over loopback, and are let through.
+FORBID = """
+import sys
+def forbid(event, arguments):
+    if event == "socket.connect":
+        address = arguments[1]
+    elif event == "socket.getaddrinfo":
+        address = arguments[:2]
+    else:
+        return
+    host = address[0] if isinstance(address, tuple) else address
+    if isinstance(address, tuple) and str(host) not in ("127.0.0.1", "::1", "localhost", "None", ""):
+        raise OSError(f"the network is forbidden: {event} {address}")
+sys.addaudithook(forbid)
+"""
 
 
 @pytest.fixture
@@ -31,3 +47,13 @@ def run_python(tmp_path: Path) -> RunPython:
         )
 
     return run
+
+
+@pytest.fixture
+def kernels_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kernels started in this test may not connect to anything; each leaves the returned file, to say that it is so."""
+    marker = tmp_path / "hooked"
+    (tmp_path / "sitecustomize.py").write_text(f"{FORBID}\nopen({str(marker)!r}, 'w').close()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    return marker

@@ -1,31 +1,10 @@
-"""After set-up everything runs with the network off: every lesson, under a hook that forbids connections."""
+"""After set-up everything runs with the network off; `test_notebook_exercises` runs the lessons under the same hook."""
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.conftest import ROOT, RunPython
-from tools import notebooks
-
-# Jupyter's own messages travel over loopback, and are let through.
-FORBID = """
-import sys
-def forbid(event, arguments):
-    if event == "socket.connect":
-        address = arguments[1]
-    elif event == "socket.getaddrinfo":
-        address = arguments[:2]
-    else:
-        return
-    host = address[0] if isinstance(address, tuple) else address
-    if isinstance(address, tuple) and str(host) not in ("127.0.0.1", "::1", "localhost", "None", ""):
-        raise OSError(f"the network is forbidden: {event} {address}")
-sys.addaudithook(forbid)
-"""
+from tests.conftest import FORBID, RunPython
 
 
 @pytest.mark.parametrize(
@@ -53,14 +32,3 @@ print("done")
 """
     done = run_python(code, first=FORBID, HF_HUB_OFFLINE="0")
     assert done.stdout == "done\n", done.stderr[-2000:]
-
-
-@pytest.mark.parametrize("path", notebooks.lessons(), ids=lambda path: path.stem)
-def test_lesson_runs_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    marker = tmp_path / "hooked"
-    (tmp_path / "sitecustomize.py").write_text(f"{FORBID}\nopen({str(marker)!r}, 'w').close()\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert sys.executable
-    notebooks.execute(notebooks.read(path))  # raises where a cell does
-    assert marker.exists(), "the kernel ran without the hook"
