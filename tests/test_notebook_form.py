@@ -19,7 +19,12 @@ URL = notebooks.repository()
 EXEMPT: dict[str, list[str]] = {
     "00_start_here": ["doctor", "ask"],
     "01_magnitude_and_direction": [],
+    "02_how_fine_tuning_moves_weights": ["train", "scatter-numbers", "rates"],
     "03_dora_by_hand": ["timing"],
+    "04_dora_with_peft": [
+        *("base-answers", "train-both", "answers", "difference"),
+        *("train-by-hand", "timing", "answer-times"),
+    ],
 }
 
 

@@ -19,6 +19,9 @@ def untidy() -> Any:
         nbf.new_output("stream", name="stdout", text="a\n"),
         nbf.new_output("stream", name="stdout", text="b\n"),
         nbf.new_output("stream", name="stderr", text="c\n"),
+        nbf.new_output(
+            "display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": " 0%|  | 0/3"}
+        ),
         nbf.new_output("execute_result", data={"application/vnd.jupyter.widget-view+json": view}, execution_count=7),
     ]
     code = nbf.new_code_cell("x = 1\n\n", outputs=outputs, execution_count=7, metadata={"collapsed": True, "tags": []})

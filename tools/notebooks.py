@@ -77,7 +77,7 @@ def clean(notebook: Any) -> Any:
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = _merged_streams(cell.outputs)
+        cell.outputs = _merged_streams([output for output in cell.outputs if not _is_progress_bar(output)])
         for number, output in enumerate(cell.outputs):
             if "execution_count" in output:
                 output.execution_count = count
@@ -85,6 +85,11 @@ def clean(notebook: Any) -> Any:
             if view:
                 view["model_id"] = uuid.uuid5(uuid.NAMESPACE_URL, f"{cell.id}/{number}").hex
     return notebook
+
+
+def _is_progress_bar(output: Any) -> bool:
+    """A bar of tqdm is gone when its work is done; what it leaves in the file is the time of one machine."""
+    return re.search(r"\d+%\|", output.get("data", {}).get("text/plain", "")) is not None
 
 
 def _merged_streams(outputs: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def _examine_merge(attempt: Attempt) -> None:
             plain = model(tokens).logits
     # Not `call` with the model: merging in place replaces modules, which is what is to be named here.
     given = copy.deepcopy(model)
-    merged = call(lambda: attempt(given))
+    merged = call(functools.update_wrapper(lambda: attempt(given), attempt))
     expect(isinstance(merged, nn.Module), f"a {type(merged).__name__} comes back; return the merged model.")
     left = any(hasattr(module, "lora_A") for module in merged.modules())
     expect(not left, "the model that comes back still holds adapters; merge_and_unload leaves none.")
