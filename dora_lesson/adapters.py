@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dora_lesson.layers import DoRALinear, LoRALinear
+from dora_lesson.quantised import frozen_rows, frozen_weight, is_four_bit
 
 METHODS = {"lora": LoRALinear, "dora": DoRALinear}
 
@@ -98,10 +99,22 @@ def add_adapters(
     return model
 
 
-def merge_adapters(model: nn.Module) -> nn.Module:
-    """Replace every adapted layer by one plain linear layer that computes the same, in place; return the model."""
-    for name, layer in some_layers(model).items():
-        _replace(model, name, layer.merge())
+def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
+    """Replace every adapted layer by one plain linear layer that computes the same, in place; return the model.
+
+    Layers over a 4-bit base become full-size ones, or, with `four_bit`, 4-bit ones again, at the cost of rounding.
+
+    Raises:
+        ValueError: the model has no hand-written adapters, or `four_bit` for a base that is not.
+    """
+    layers = some_layers(model)
+    if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
+        raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantise the merged model.")
+    for name, layer in layers.items():
+        _replace(model, name, layer.merge(four_bit))
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
+        quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
     return model
 
 
@@ -125,7 +138,7 @@ def effective_weights(model: nn.Module, target_modules: str | Sequence[str]) -> 
     """Name to a copy of the weight (d_out, d_in) that each selected layer applies now, its adapter merged in."""
     layers = {name: model.get_submodule(name) for name in matching_linears(model, target_modules)}
     return {
-        name: layer.merged_weight() if isinstance(layer, LoRALinear) else layer.get_parameter("weight").detach().clone()
+        name: layer.merged_weight() if isinstance(layer, LoRALinear) else frozen_weight(layer).detach().clone()  # type: ignore[arg-type]
         for name, layer in layers.items()
     }
 
@@ -195,7 +208,7 @@ def adapter_report(model: nn.Module) -> AdapterReport:
         parts = _parts(layer)
         if parts is None:
             continue
-        W, A, B, m = parts
+        base, A, B, m = parts
         kinds.add("LoRA" if m is None else "DoRA")
         row = rows.setdefault(name.split(".")[-1], [0, 0, 0])
         row[0] += 1
@@ -204,8 +217,9 @@ def adapter_report(model: nn.Module) -> AdapterReport:
         if m is not None:
             if A.requires_grad and not m.requires_grad:
                 problems.append(f"{name}: A and B train, but the magnitude is frozen.")
-            if W.is_floating_point() and not W.is_meta:
-                moved.append(not torch.allclose(m.detach(), W.detach().to(m.dtype).norm(dim=1), rtol=1e-6))
+            if not base.weight.is_meta:
+                start = torch.cat([rows.detach().to(m.dtype).norm(dim=1) for _, rows in frozen_rows(base)])
+                moved.append(not torch.allclose(m.detach(), start, rtol=1e-6))
     if not rows:
         raise ValueError("The model has no adapters: add them first.")
     method = kinds.pop() if len(kinds) == 1 else "a mixture of LoRA and DoRA"
@@ -213,15 +227,14 @@ def adapter_report(model: nn.Module) -> AdapterReport:
     return AdapterReport(table, method, problems, any(moved) if moved else None)  # type: ignore[arg-type]
 
 
-def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
-    """W, A, B and m (None for LoRA) of one adapted layer, this package's or PEFT's; None for any other module."""
+def _parts(layer: nn.Module) -> tuple[Any, Tensor, Tensor, Tensor | None] | None:
+    """The base layer, A, B and m (None for LoRA) of an adapted layer, this package's or PEFT's; None for any other."""
     if isinstance(layer, LoRALinear):
-        return layer.base.weight, layer.lora_A, layer.lora_B, getattr(layer, "magnitude", None)
+        return layer.base, layer.lora_A, layer.lora_B, getattr(layer, "magnitude", None)
     if not hasattr(layer, "base_layer") or not getattr(layer, "lora_A", None):
         return None
     adapter = next(iter(layer.lora_A))  # type: ignore[arg-type]
     A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index, operator, union-attr]
     vectors: Any = getattr(layer, "lora_magnitude_vector", {})
     m = vectors[adapter].weight if adapter in vectors else None
-    base: Any = layer.base_layer
-    return base.weight, A, B, m
+    return layer.base_layer, A, B, m

@@ -1,8 +1,8 @@
-"""LoRA and DoRA layers over a frozen `nn.Linear`: what lessons 02 and 03 write by hand, made fast.
+"""LoRA and DoRA layers over a frozen `nn.Linear` or `Linear4bit`: what lessons 02 and 03 write by hand, made fast.
 
 Shapes throughout: base weight W (d_out, d_in), lora_A (r, d_in), lora_B (d_out, r), magnitude (d_out,), input
 x (..., d_in), output (..., d_out). `scaling` is lora_alpha / r, as in PEFT. The adapter's parameters are float32 for
-a half-precision base, else of the base's own dtype; their products run in the dtype of the base layer's output.
+a half-precision or 4-bit base, else of the base's dtype; their products run in the dtype of the base layer's output.
 
 Sources: LoRA, Hu et al., arXiv 2106.09685; DoRA, Liu et al., arXiv 2402.09353v6, Eq. 5 and section 4.3.
 """
@@ -16,6 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
+
+from dora_lesson.quantised import (
+    block_size,
+    frozen_product,
+    frozen_products,
+    frozen_rows,
+    frozen_weight,
+    is_four_bit,
+    linear_like,
+)
 
 
 class LoRALinear(nn.Module):
@@ -48,7 +58,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
         tokens = x.reshape(-1, x.shape[-1])
-        y = self._plus_update(F.linear(tokens, self.base.weight, self.base.bias), self.dropout(tokens))
+        y = self._plus_update(frozen_product(self.base, tokens, self.base.bias), self.dropout(tokens))
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _plus_update(self, y: Tensor, x: Tensor) -> Tensor:
@@ -59,18 +69,20 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """W + scaling · BA, (d_out, d_in), in the adapter's dtype."""
-        return self.base.weight + self.scaling * (self.lora_B @ self.lora_A)
+        return frozen_weight(self.base) + self.scaling * (self.lora_B @ self.lora_A)
 
-    def merge(self) -> nn.Linear:
-        """A new frozen `nn.Linear` that computes what this layer computes in eval mode, in the base's dtype."""
-        W, bias = self.base.weight, self.base.bias
-        merged = nn.utils.skip_init(
-            nn.Linear, self.base.in_features, self.base.out_features, bias is not None, device=W.device, dtype=W.dtype
-        ).requires_grad_(False)
-        merged.weight.copy_(self.merged_weight())
-        if bias is not None:
-            merged.bias.copy_(bias)
-        return merged
+    def merge(self, four_bit: bool = False) -> nn.Linear:
+        """A new frozen `nn.Linear` that computes what this layer computes in eval mode, in the base's dtype.
+
+        Over a 4-bit base that is the dtype it had before it was quantised; with `four_bit` the merged weight is
+        quantised again as the base was, and rounded as coarsely.
+
+        Raises:
+            ValueError: `four_bit` for a base that is not.
+        """
+        if four_bit and not is_four_bit(self.base):
+            raise ValueError("The base is not in 4 bits: merge without four_bit, and quantise the merged model.")
+        return linear_like(self.base, self.merged_weight(), four_bit)
 
     def extra_repr(self) -> str:
         return f"r={self.r}, lora_alpha={self.lora_alpha}"
@@ -94,38 +106,44 @@ class DoRALinear(LoRALinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
-        W, bias = self.base.weight, self.base.bias
+        base, bias = self.base, self.base.bias
         tokens = x.reshape(-1, x.shape[-1])
         kept = self.dropout(tokens)
-        z = self._plus_update(F.linear(kept, W), kept)  # x Vᵀ, (tokens, d_out)
-        y = _ScaleRows.apply(z, self.magnitude, self.weight_norm())
+        if self.training and is_four_bit(base):  # the rows of A go with the tokens: W is unpacked once for both
+            z, WA = frozen_products(base, kept, self.lora_A)
+            norm = self.weight_norm(WA)
+        else:
+            z, norm = frozen_product(base, kept), self.weight_norm()
+        z = self._plus_update(z, kept)  # x Vᵀ, (tokens, d_out)
+        y = _ScaleRows.apply(z, self.magnitude, norm)
         if self.training and self.dropout.p > 0:
-            y = y + F.linear(tokens - kept, W)
+            y = y + frozen_product(base, tokens - kept)
         if bias is not None:
             y = y + bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.base.out_features)
 
     @torch.no_grad()
-    def weight_norm(self) -> Tensor:
+    def weight_norm(self, WA: Tensor | None = None) -> Tensor:
         """‖W + scaling · BA‖ per row, (d_out,), without forming a (d_out, d_in) matrix.
 
         ‖V‖² = ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B (A Aᵀ), B⟩, row by row. The sum carries a rounding error of a few eps of
         its largest term. Where it comes out below a tenth of ‖W‖² + ‖sBA‖², that error would count more than tenfold
         in ‖V‖², so these rows, if any, are computed the plain way. In eval mode the result is kept until W, A or B
-        changes.
+        changes. Pass `WA` = W Aᵀ (d_out, r) if it is at hand.
         """
-        W, A, B, s = self.base.weight, self.lora_A, self.lora_B, self.scaling
-        key = _state(W, A, B)
+        A, B, s = self.lora_A, self.lora_B, self.scaling
+        key = _state(self.base.weight, A, B)
         if not self.training and self._kept.get("V", (None,))[0] == key:
             return self._kept["V"][1]
-        # In blocks of rows: on a CPU, one product with so thin a factor takes up to a third longer.
-        WA = torch.cat([rows @ A.to(W.dtype).T for rows in W.split(2048)]).to(B.dtype)  # (d_out, r)
+        if WA is None:
+            WA = frozen_products(self.base, A[:0], A)[1]
         W2 = self._base_norm().square()
         BA2 = s * s * (B @ (A @ A.T) * B).sum(dim=1)
         V2 = W2 + 2 * s * (WA * B).sum(dim=1) + BA2
         cancelled = V2 < 0.1 * (W2 + BA2)
         if cancelled.any():
-            V2[cancelled] = (W[cancelled] + s * B[cancelled] @ A).square().sum(dim=1)
+            V = [W[cancelled[rows]] + s * B[rows][cancelled[rows]] @ A for rows, W in frozen_rows(self.base)]
+            V2[cancelled] = torch.cat(V).square().sum(dim=1)
         self._kept["V"] = key, V2.sqrt()
         return self._kept["V"][1]
 
@@ -139,7 +157,8 @@ class DoRALinear(LoRALinear):
         """‖W‖ per row, (d_out,), computed once until W changes."""
         W = self.base.weight
         if self._kept.get("W", (None,))[0] != _state(W):
-            self._kept["W"] = _state(W), vector_norm(W, dim=1, dtype=self.lora_A.dtype)
+            norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in frozen_rows(self.base)]
+            self._kept["W"] = _state(W), torch.cat(norms)
         return self._kept["W"][1]
 
     def train(self, mode: bool = True) -> DoRALinear:
@@ -186,10 +205,15 @@ def _require_base(base: nn.Module) -> None:
         raise TypeError(f"The base is a {type(base).__name__}, but an nn.Linear is expected: pass one linear layer.")
     if base.weight.is_meta:
         raise ValueError("The base has its weights on the meta device, so there is nothing to adapt: load them first.")
-    if not base.weight.is_floating_point():
+    if is_four_bit(base) and base.in_features % block_size(base):
+        raise ValueError(
+            f"The base has d_in={base.in_features}, no multiple of its block size {block_size(base)}, and bitsandbytes "
+            "unpacks such rows wrongly on a CPU: leave this layer in 16 bits."
+        )
+    if not base.weight.is_floating_point() and not is_four_bit(base):
         raise TypeError(
-            f"The base holds {base.weight.dtype} weights, but floating-point ones are expected: "
-            "pass a 16-bit or 32-bit layer."
+            f"The base holds {base.weight.dtype} weights, but floating-point ones or bitsandbytes' Linear4bit are "
+            "expected: pass a 16-bit or 32-bit layer, or a 4-bit one."
         )
 
 
