@@ -31,7 +31,9 @@ def frozen_product(base: nn.Linear, x: Tensor, bias: Tensor | None = None) -> Te
     """x Wᵀ + bias, (tokens, d_out), differentiable in x."""
     if not is_four_bit(base):
         return F.linear(x, base.weight, bias)
-    y, _ = frozen_products(base, x, x[:0])
+    from bitsandbytes import matmul_4bit
+
+    y: Tensor = matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=_quant_state(base)).to(x.dtype)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -52,7 +54,7 @@ class _FourBitProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, A: Tensor, base: Any) -> tuple[Tensor, Tensor]:
         from bitsandbytes import matmul_4bit
 
-        ctx.base, ctx.dtype = base, base.compute_dtype or x.dtype
+        ctx.base, ctx.dtype = base, _compute_dtype(base, x)
         rows = torch.cat([x.to(ctx.dtype), A.to(ctx.dtype)])
         both = matmul_4bit(rows, base.weight, quant_state=_quant_state(base))
         WA = both[len(x) :].T.to(A.dtype, copy=True)
@@ -100,6 +102,11 @@ def dequantised(base: Any, dtype: torch.dtype | None = None) -> Tensor:
     state = _quant_state(base)
     W: Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
     return W if dtype is None else W.to(dtype)
+
+
+def _compute_dtype(base: Any, x: Tensor) -> torch.dtype:
+    dtype: torch.dtype = base.compute_dtype or x.dtype
+    return dtype
 
 
 def _quant_state(base: Any) -> Any:
