@@ -53,9 +53,15 @@ def by_layer(model):
     )
 
 
-def by_names(model):
+def zero_equals_zero(model):
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     return sum("magnitude" in name for name in names) == sum("lora_A" in name for name in names)
+
+
+def by_names(model):
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    adapted = sum("lora_A" in name for name in names)
+    return adapted > 0 and sum("magnitude" in name for name in names) == adapted
 
 
 @pytest.mark.parametrize("attempt", [by_layer, by_names])
@@ -70,6 +76,7 @@ def test_a_right_guard_is_accepted(attempt, capsys):
         (lambda model: any("magnitude" in name for name, _ in model.named_parameters()), "frozen"),
         (lambda model: any("magnitude" in n and p.requires_grad for n, p in model.named_parameters()), "only some"),
         (lambda model: any("lora_" in name for name, _ in model.named_parameters()), "LoRA model passes"),
+        (zero_equals_zero, "0 equals 0"),
         (lambda model: False, "not recognised"),
         (lambda model: "yes", "True or False"),
     ],

@@ -88,6 +88,11 @@ def _examine_is_dora(attempt: Attempt) -> None:
         ),
         (_lying(), False, "a model whose configuration says use_dora but whose layers have no magnitude passes."),
         (_frozen(), False, "a model whose magnitudes are frozen passes; look at requires_grad."),
+        (
+            _small(False).requires_grad_(False),
+            False,
+            "an adapter that trains nothing passes; 0 equals 0, so ask for one.",
+        ),
         (_mixed(), False, "a model with a magnitude in only some layers passes; every adapted layer needs one."),
     ]
     for model, right, message in cases:
