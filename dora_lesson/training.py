@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -103,8 +104,9 @@ def finetune(
     checkpoint = _last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     set_seed(seed)
+    scratch = tempfile.TemporaryDirectory(prefix="dora_lesson-")  # the trainer makes its folder even to save nothing
     arguments = TrainingArguments(
-        output_dir=str(folder or "not-written"),
+        output_dir=str(folder or scratch.name),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -145,6 +147,7 @@ def finetune(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         curve.bar.close()
+        scratch.cleanup()
     seconds = time.perf_counter() - started
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     model.eval()

@@ -105,6 +105,12 @@ def test_it_learns_and_leaves_the_base_alone(tokenizer, items):
     assert max(result.rates) == pytest.approx(1e-2)
 
 
+def test_a_run_without_a_folder_leaves_nothing_behind(tokenizer, items, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 1}))
+    assert not list(tmp_path.iterdir())
+
+
 class Kill(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
