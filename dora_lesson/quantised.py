@@ -73,12 +73,12 @@ def frozen_weight(base: nn.Linear) -> Tensor:
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
     """A frozen layer of the base's shape, bias and dtype that holds W; of its kind of 4 bits, if `four_bit`."""
-    import bitsandbytes as bnb
-
     dtype = base.weight.quant_state.dtype if is_four_bit(base) else base.weight.dtype
     d_out, d_in = W.shape
     layer: nn.Linear
     if four_bit:
+        import bitsandbytes as bnb
+
         packed = base.weight
         settings = {"quant_type": packed.quant_type, "compress_statistics": packed.compress_statistics}
         layer = bnb.nn.Linear4bit(d_in, d_out, base.bias is not None, base.compute_dtype, device="meta", **settings)
