@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from dora_lesson.layers import DoRALinear as DoRALinear
     from dora_lesson.layers import LoRALinear as LoRALinear
     from dora_lesson.memory import adapter_parameters as adapter_parameters
-    from dora_lesson.memory import largest_temporary as largest_temporary
-    from dora_lesson.memory import saved_bytes as saved_bytes
+    from dora_lesson.memory import estimate as estimate
     from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
+    from dora_lesson.probes import held_bytes as held_bytes
+    from dora_lesson.probes import largest_temporary as largest_temporary
+    from dora_lesson.probes import measure as measure
+    from dora_lesson.probes import saved_bytes as saved_bytes
     from dora_lesson.scoring import score as score
     from dora_lesson.task_api import answer as answer
     from dora_lesson.task_api import load_task_api as load_task_api
@@ -46,7 +49,8 @@ _HOME = {
     "layers": ["LoRALinear", "DoRALinear"],
     "adapters": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
     "adapter_files": ["save_adapters", "load_adapters"],
-    "memory": ["adapter_parameters", "largest_temporary", "saved_bytes", "trainable_count"],
+    "memory": ["adapter_parameters", "estimate", "trainable_count"],
+    "probes": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
     "embedded": ["prepare"],
     "models": ["load_base"],
     "task_api": ["load_task_api", "answer"],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dora_lesson.environment import DATA
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
+_RECORDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
 
 def load_record(name: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
     else:
         threads = torch.get_num_threads()
         hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    versions = {name: importlib.metadata.version(name) for name in _RECORDED}
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return {
         "command": command,
