@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from dora_lesson.adapters import adapted_layers
 from dora_lesson.task_api import Item, encode_chat
 
 _TRAINED = "trained.safetensors"
@@ -127,13 +129,14 @@ def finetune(
         dataloader_pin_memory=device.type == "cuda",
     )
     curve = _Curve(steps, resumed_from, label)
-    trainer = _TrainedOnly(
-        model=model,
-        args=arguments,
-        train_dataset=_Chats(chats),
-        data_collator=_Collator(tokenizer.pad_token_id),
-        callbacks=[curve, *callbacks],
-    )
+    with _adapters_declared(model):
+        trainer = _TrainedOnly(
+            model=model,
+            args=arguments,
+            train_dataset=_Chats(chats),
+            data_collator=_Collator(tokenizer.pad_token_id),
+            callbacks=[curve, *callbacks],
+        )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
             trainer.remove_callback(callback)
@@ -160,6 +163,22 @@ def finetune(
         resumed_from=resumed_from,
         rates=[entry["learning_rate"] for entry in log],
     )
+
+
+@contextlib.contextmanager
+def _adapters_declared(model: Any) -> Iterator[None]:
+    """While a trainer is made, let a 4-bit base with adapters written by hand pass for what it is.
+
+    The trainer refuses to train packed weights, and takes only PEFT's adapters for adapters.
+    """
+    by_hand = bool(adapted_layers(model)) and getattr(model, "is_quantized", False)
+    if by_hand:
+        model.is_quantized = False
+    try:
+        yield
+    finally:
+        if by_hand:
+            model.is_quantized = True
 
 
 class _TrainedOnly(Trainer):

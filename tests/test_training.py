@@ -214,3 +214,26 @@ def test_it_runs_unchanged_under_a_launcher(launcher, processes, tmp_path):
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
     assert [line[:14] for line in lines] == [f"process {i} of {processes}" for i in range(processes)]
     assert len({line.split("sum")[1] for line in lines}) == 1  # all hold the same weights
+
+
+# A 4-bit base.
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_by_hand_train_over_a_4_bit_base(method, tokenizer, items):
+    model = load_base(four_bit=True)[0]
+    packed = model.model.layers[3].mlp.up_proj.weight.clone()
+    torch.manual_seed(0)
+    add_adapters(model, method, r=4, lora_alpha=8, target_modules=["up_proj"])
+    before = trained(model)
+    result = finetune(model, tokenizer, items, steps=2, batch_size=1, learning_rate=1e-3)
+    assert len(result.losses) == 2 and all(0 < loss < 10 for loss in result.losses)
+    assert all(not torch.equal(before[name], p) for name, p in trained(model).items() if "lora_A" not in name)
+    assert torch.equal(model.model.layers[3].mlp.up_proj.base.weight, packed)
+    assert model.is_quantized
+
+
+def test_a_4_bit_base_without_adapters_is_refused(tokenizer, items):
+    model = load_base(four_bit=True)[0]
+    with pytest.raises(ValueError, match="purely quantized"):
+        finetune(model, tokenizer, items, steps=1, batch_size=1, learning_rate=1e-3)

@@ -1,13 +1,15 @@
-"""Make the recorded runs of lessons 02 and 04: `python -m tools.record_runs`.
+"""Make the recorded runs of lessons 02, 04 and 05: `python -m tools.record_runs`.
 
 Every run fine-tunes the embedded Llama on the Task API set, follows how far its weights move, and scores it on held-out
 items. Runs are method × seed; a run that is there already is not made again, so the command can be stopped and started.
 With its defaults a run takes about two minutes on two CPU cores. `--steps 303` is one pass over the training chats.
+`--methods qbase qlora qdora` trains over a 4-bit base; such a run is scored merged to full size, and quantised again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import multiprocessing
@@ -34,15 +36,19 @@ RECORDS = ROOT / "data" / "records"
 COMMAND = "python -m tools.record_runs"
 MODULES = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]  # the paper's choice, its Table 8
 R, LORA_ALPHA, CHECKPOINTS = 16, 32, 4
-RATES = {"full": 1e-4, "lora": 2e-3, "dora": 2e-3}
+RATES = {"base": 0.0, "qbase": 0.0, "full": 1e-4, "lora": 2e-3, "dora": 2e-3, "qlora": 2e-3, "qdora": 2e-3}
 Setting = dict[str, Any]
 
 
-def grid(seeds: int, steps: int, batch_size: int) -> list[Setting]:
+def grid(methods: list[str], seeds: int, steps: int, batch_size: int) -> list[Setting]:
     """Settings of all runs, the base first; methods change fastest, so that every seed is a pair at any time."""
-    runs: list[Setting] = [{"method": "base", "learning_rate": 0.0, "seed": 0, "steps": 0, "batch_size": 0}]
-    for seed, (method, rate) in itertools.product(range(seeds), RATES.items()):
-        runs.append({"method": method, "learning_rate": rate, "seed": seed, "steps": steps, "batch_size": batch_size})
+    untrained = [method for method in methods if RATES[method] == 0]
+    runs: list[Setting] = [
+        {"method": method, "learning_rate": 0.0, "seed": 0, "steps": 0, "batch_size": 0} for method in untrained
+    ]
+    for seed, method in itertools.product(range(seeds), [m for m in methods if m not in untrained]):
+        setting = {"method": method, "learning_rate": RATES[method], "seed": seed}
+        runs.append(setting | {"steps": steps, "batch_size": batch_size})
     return runs
 
 
@@ -53,24 +59,35 @@ def one_run(setting: Setting, items: int, folder: Path) -> dict[str, Any]:
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    model, tokenizer = load_base(dtype="float32")
+    four_bit = setting["method"].startswith("q")
+    model, tokenizer = load_base(dtype="float32", four_bit=four_bit)
     run = dict(setting)
-    if setting["method"] != "base":
-        run |= _train(model, tokenizer, setting)
     held_out = held_out_items(items)
+    if setting["steps"]:
+        run |= _train(model, tokenizer, setting)
+    if setting["steps"] and four_bit:
+        again = merge_adapters(copy.deepcopy(model), four_bit=True)
+        run["requantised"] = _scored(again, tokenizer, held_out)["scores"]
+        del again
+    if setting["steps"] and setting["method"] != "full":
+        merge_adapters(model)
+    run |= _scored(model, tokenizer, held_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".partial").write_text(json.dumps(run))
+    path.with_suffix(".partial").replace(path)
+    return run
+
+
+def _scored(model: Any, tokenizer: Any, held_out: list[Any]) -> dict[str, Any]:
     replies = answer(model, tokenizer, held_out, batch_size=34, label="scoring")
     scores = score(replies, held_out)
-    run["scores"] = {
+    found = {
         "task_accuracy": round(scores.task_accuracy, 4),
         "persona_consistency": round(scores.persona_consistency, 3),
         "right": "".join(str(int(right)) for right in scores.right),
         "persona": scores.persona,
     }
-    run["replies"] = replies
-    folder.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(run))
-    path.with_suffix(".partial").replace(path)
-    return run
+    return {"scores": found, "replies": replies}
 
 
 def held_out_items(count: int) -> list[Any]:
@@ -82,7 +99,7 @@ def _train(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
     start = effective_weights(model, MODULES)
     if setting["method"] != "full":
         torch.manual_seed(setting["seed"])
-        add_adapters(model, setting["method"], r=R, lora_alpha=LORA_ALPHA, target_modules=MODULES)
+        add_adapters(model, setting["method"][-4:], r=R, lora_alpha=LORA_ALPHA, target_modules=MODULES)
     movement = _Movement(start, [round(setting["steps"] * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)])
     result = finetune(
         model,
@@ -94,8 +111,6 @@ def _train(model: Any, tokenizer: Any, setting: Setting) -> dict[str, Any]:
         seed=setting["seed"],
         callbacks=[movement],
     )
-    if setting["method"] != "full":
-        merge_adapters(model)
     return {
         "trained_parameters": result.trained_parameters,
         "seconds": round(result.seconds, 1),
@@ -124,6 +139,7 @@ class _Movement(TrainerCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=RATES, default=["base", "full", "lora", "dora"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -132,14 +148,15 @@ def main() -> None:
     parser.add_argument("--name", default="short", help="of the record")
     parser.add_argument("--folder", type=Path, default=RECORDS / "runs", help="where single runs are kept")
     chosen = parser.parse_args()
-    settings = grid(chosen.seeds, chosen.steps, chosen.batch_size)
+    settings = grid(chosen.methods, chosen.seeds, chosen.steps, chosen.batch_size)
     threads = max(1, (os.cpu_count() or 1) // chosen.jobs)
     torch.set_num_threads(threads)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.jobs, fresh, torch.set_num_threads, (threads,)) as pool:
         made = pool.map(one_run, settings, itertools.repeat(chosen.items), itertools.repeat(chosen.folder))
         runs = list(tqdm(made, total=len(settings), desc="runs"))
-    command = f"{COMMAND} --seeds {chosen.seeds} --steps {chosen.steps} --batch-size {chosen.batch_size}"
+    methods = "" if chosen.methods == parser.get_default("methods") else f" --methods {' '.join(chosen.methods)}"
+    command = f"{COMMAND}{methods} --seeds {chosen.seeds} --steps {chosen.steps} --batch-size {chosen.batch_size}"
     command += f" --items {chosen.items} --jobs {chosen.jobs} --name {chosen.name}"
     record = provenance(command, seeds=list(range(chosen.seeds)))
     record["config"] = {
