@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from dora_lesson.memory import estimate as estimate
     from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
+    from dora_lesson.planning import plan_base as plan_base
     from dora_lesson.probes import held_bytes as held_bytes
     from dora_lesson.probes import largest_temporary as largest_temporary
     from dora_lesson.probes import measure as measure
     from dora_lesson.probes import saved_bytes as saved_bytes
     from dora_lesson.scoring import score as score
+    from dora_lesson.shapes import llama_config as llama_config
     from dora_lesson.task_api import answer as answer
     from dora_lesson.task_api import load_task_api as load_task_api
     from dora_lesson.training import finetune as finetune
@@ -53,6 +55,8 @@ _HOME = {
     "probes": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
     "embedded": ["prepare"],
     "models": ["load_base"],
+    "shapes": ["llama_config"],
+    "planning": ["plan_base"],
     "task_api": ["load_task_api", "answer"],
     "scoring": ["score"],
     "training": ["finetune"],

@@ -62,6 +62,20 @@ def load_base(
     return model.eval(), tokenizer
 
 
+def hub_config(model_id: str) -> Any:
+    """The configuration of a model of the hub, or in a folder, without its weights.
+
+    Raises:
+        SetupError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _explained(model_id, error, embedded=False) from error
+
+
 def default_device() -> torch.device:
     """The first CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

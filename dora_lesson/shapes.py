@@ -32,6 +32,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         **{"vocab_size": 32000, "num_key_value_heads": 32, "rope_theta": 10000.0, "num_attention_heads": 32},
         **{"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "tie_word_embeddings": False},
     },
+    "smollm2-1.7b": {
+        **{"vocab_size": 49152, "num_key_value_heads": 32, "rope_theta": 130000.0, "num_attention_heads": 32},
+        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "tie_word_embeddings": True},
+    },
     "smollm2-135m": {
         **{"vocab_size": 49152, "num_key_value_heads": 3, "rope_theta": 100000.0, "num_attention_heads": 9},
         **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "tie_word_embeddings": True},
@@ -108,7 +112,7 @@ def measure_shape(
     bar = tqdm(total=8, desc=name, leave=False, disable=None)
     for bits, kinds in ((16, ("lora", "dora")), (4, ("qlora", "qdora"))):
         expected = {k: estimate(config, k, batch_size=1, sequence_length=tokens, r=r, dtype=dtype).total for k in kinds}
-        room = _room(device)
+        room = free_bytes(device)
         if min(expected.values()) > room:
             note = f"does not fit: {min(expected.values()) / 1e9:.1f} GB expected, {room / 1e9:.1f} GB there"
             none = {"seconds": None, "peak": None}
@@ -164,7 +168,7 @@ def _steps(model: Any, tokens: int, rounds: int) -> dict[str, Any]:
     return {"seconds": statistics.median(times), "peak": peak}
 
 
-def _room(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes free on the device."""
     import psutil
 

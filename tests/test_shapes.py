@@ -59,7 +59,7 @@ def test_every_method_is_measured_and_lies_where_it_was_expected(small, capsys, 
 
 
 def test_what_does_not_fit_is_left_out_in_words(small, monkeypatch) -> None:
-    monkeypatch.setattr(shapes, "_room", lambda device: 1000)
+    monkeypatch.setattr(shapes, "free_bytes", lambda device: 1000)
     rows = measure_shape(small, tokens=8, rounds=1)
     assert [row["method"] for row in rows] == ["lora", "dora", "qlora", "qdora"]
     assert all(row["seconds"] is None and row["note"].startswith("does not fit: ") for row in rows)

@@ -10,6 +10,7 @@ from dora_lesson.checks.lesson_01 import decompose, direction_change, magnitude_
 from dora_lesson.checks.lesson_02 import lora_count, lora_forward, movement
 from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_weight
 from dora_lesson.checks.lesson_04 import budget_config, is_dora, merged_copy
+from dora_lesson.checks.lesson_05 import nf4_block, qdora_bytes, t4_setting, why_lora
 
 __all__ = [
     "budget_config",
@@ -24,6 +25,10 @@ __all__ = [
     "merged_copy",
     "merged_weight",
     "movement",
+    "nf4_block",
+    "qdora_bytes",
     "recompose",
     "scaling",
+    "t4_setting",
+    "why_lora",
 ]

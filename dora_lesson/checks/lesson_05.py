@@ -1,0 +1,167 @@
+"""Checks of lesson 05: a block in NF4, the bytes of QDoRA, a QDoRA run that is QLoRA, and a setting for a T4."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dora_lesson.checks.core import call, close, expect, expect_tensor, verdict
+from dora_lesson.layers import DoRALinear, LoRALinear
+from dora_lesson.memory import estimate
+from dora_lesson.shapes import llama_config
+
+Attempt = Callable[..., Any]
+ROOM = 14e9  # bytes of a T4's 15 GB that may be planned
+TOKENS = 4096  # of a pass, at least
+LONGEST = 512  # tokens of the longest chat
+ANSWERS = ("DoRA", "no magnitude", "frozen", "not in the optimizer")
+
+
+def nf4_block(attempt: Attempt) -> Attempt:
+    """Check `my_nf4_block(w, levels) -> (codes, scale)` and return it, or the course's own version."""
+    return verdict(attempt, _examine_block, _nf4_block, "the scale and all codes are those of bitsandbytes.")
+
+
+def qdora_bytes(attempt: Attempt) -> Attempt:
+    """Check `my_qdora_bytes(P, Q, N) -> bytes` and return it, or the course's own version."""
+    return verdict(attempt, _examine_bytes, _qdora_bytes, "every part is there, in bytes.")
+
+
+def why_lora(attempt: Attempt) -> Attempt:
+    """Check `my_why_lora(model, optimizer) -> str` and return it, or the course's own version."""
+    return verdict(attempt, _examine_why, _why_lora, "three ways of not being DoRA, each told from the others.")
+
+
+def t4_setting(attempt: Attempt) -> Attempt:
+    """Check `my_t4_setting() -> dict` and return it, or the course's own version."""
+    return verdict(attempt, _examine_setting, _t4_setting, f"it fits in {ROOM / 1e9:.0f} GB with {TOKENS:,} tokens.")
+
+
+# The course's own versions.
+
+
+def _nf4_block(w: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    scale = w.abs().max()
+    return (w[:, None] / scale - levels).abs().argmin(dim=1), scale
+
+
+def _qdora_bytes(P: int, Q: int, N: int) -> float:
+    weights = 2 * (P - Q) + Q / 2
+    constants = Q / 64 + 4 * Q / (64 * 256)
+    return weights + constants + 4 * N + 8 * N
+
+
+def _why_lora(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    magnitudes = [p for name, p in model.named_parameters() if "magnitude" in name]
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not magnitudes:
+        return "no magnitude"
+    if not all(p.requires_grad for p in magnitudes):
+        return "frozen"
+    return "DoRA" if all(id(p) in stepped for p in magnitudes) else "not in the optimizer"
+
+
+def _t4_setting() -> dict[str, Any]:
+    return {"batch_size": 8, "sequence_length": 512, "gradient_checkpointing": True}
+
+
+# How they are examined.
+
+
+def _examine_block(attempt: Attempt) -> None:
+    from bitsandbytes.functional import get_4bit_type, quantize_4bit
+
+    levels = get_4bit_type("nf4", device="cpu")
+    for seed in range(4):
+        w = 0.1 * torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        largest = int(w.abs().argmax())
+        w[largest] = (-1) ** seed * w[largest].abs()  # its sign must not matter
+        answer = call(attempt, w, levels)
+        expect(isinstance(answer, tuple) and len(answer) == 2, "two things are asked for: return codes, scale.")
+        codes, scale = answer
+        codes = expect_tensor(codes, (64,), codes.dtype if isinstance(codes, Tensor) else torch.long, "codes")
+        expect(not codes.is_floating_point(), "codes are levels; return which level it is, a number from 0 to 15.")
+        scale = torch.as_tensor(scale, dtype=torch.float32).flatten()
+        expect(len(scale) == 1, f"the scale has {len(scale)} values; a block has one.")
+        expect(float(scale) > 0, "the scale is negative; take the largest absolute value.")
+        right = w.abs().max()
+        expect(close(scale, right[None]), f"the scale is {float(scale):.4f}, but max |w| is {float(right):.4f}.")
+        packed, _ = quantize_4bit(w[None], quant_type="nf4", blocksize=64)
+        expected = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten().long()
+        wrong = int((codes.long() != expected).sum())
+        expect(wrong == 0, f"{wrong} of 64 codes are not the nearest level's; compare w / scale with every level.")
+
+
+def _examine_bytes(attempt: Attempt) -> None:
+    sizes = [(8_030_261_248, 6_979_321_856, 43_319_296), (134_515_008, 106_168_320, 5_040_000)]
+    for P, Q, N in sizes:
+        said = call(attempt, P, Q, N)
+        expect(isinstance(said, int | float), f"a {type(said).__name__} comes back; return a number of bytes.")
+        right = _qdora_bytes(P, Q, N)
+        for name, slip in [
+            ("in bits; divide by 8", 8 * right),
+            ("as if all weights were packed; P − Q of them stay in 16 bits", right - 2 * (P - Q) + (P - Q) / 2),
+            ("without the scales of the blocks", right - Q / 64 - 4 * Q / (64 * 256)),
+            ("with scales of 4 bytes; double quantisation packs them into 1", right + 3 * Q / 64 - 4 * Q / (64 * 256)),
+            ("without the optimizer's two states", right - 8 * N),
+            ("with one state a parameter; AdamW keeps two, of 4 bytes each", right - 4 * N),
+            ("without the adapters themselves", right - 4 * N),
+            ("with adapters of 2 bytes; they are float32", right - 2 * N),
+            ("with the gradients, which are gone between steps", right + 4 * N),
+            ("without the weights that are not packed", right - 2 * (P - Q)),
+        ]:
+            expect(abs(said - slip) > 1e-6 * right, f"for P={P:,} this is the sum {name}.")
+        off = (said - right) / right
+        expect(abs(off) < 1e-3, f"for P={P:,} it says {said / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part.")
+
+
+def _examine_why(attempt: Attempt) -> None:
+    messages = {
+        "DoRA": "a run whose magnitudes train is not called DoRA.",
+        "no magnitude": "LoRA layers are not recognised; no name holds 'magnitude' there.",
+        "frozen": "frozen magnitudes are not recognised; look at requires_grad.",
+        "not in the optimizer": "magnitudes that no optimizer steps are not recognised; compare id(p), not names.",
+    }
+    for right, model, optimizer in _runs():
+        # Not `call` with the model: a snapshot of it is not needed, and the optimizer has none.
+        said = call(functools.update_wrapper(functools.partial(attempt, model, optimizer), attempt))
+        expect(said in ANSWERS, f"it says {said!r}; the answers are {', '.join(ANSWERS)}.")
+        expect(said == right, f"it says {said!r} where {right!r} is right: {messages[right]}")
+
+
+def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
+    runs: list[tuple[str, nn.Module, torch.optim.Optimizer]] = []
+    for right in ANSWERS:
+        kind: Any = LoRALinear if right == "no magnitude" else DoRALinear
+        model: Any = nn.Sequential(kind(nn.Linear(8, 8), 2, 4), kind(nn.Linear(8, 8), 2, 4))
+        if right == "frozen":
+            for layer in model:
+                layer.magnitude.requires_grad_(False)
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        stepped = [p for name, p in trained if right != "not in the optimizer" or "lora_" in name]
+        runs.append((right, model, torch.optim.AdamW(stepped)))
+    # Two groups, as those who give magnitudes a rate of their own have them.
+    model = nn.Sequential(DoRALinear(nn.Linear(8, 8), 2, 4))
+    groups: list[dict[str, Any]] = [{"params": [model[0].lora_A, model[0].lora_B]}]
+    groups.append({"params": [model[0].magnitude], "lr": 1e-2})
+    return [*runs, ("DoRA", model, torch.optim.AdamW(groups))]
+
+
+def _examine_setting(attempt: Attempt) -> None:
+    setting = call(attempt)
+    expect(isinstance(setting, dict), f"a {type(setting).__name__} comes back; return a dict.")
+    wanted = {"batch_size", "sequence_length", "gradient_checkpointing"}
+    expect(set(setting) == wanted, f"its keys are {sorted(setting)}; {', '.join(sorted(wanted))} are asked for.")
+    batch_size, length = setting["batch_size"], setting["sequence_length"]
+    whole = all(isinstance(n, int) and n > 0 for n in (batch_size, length))
+    expect(whole, "batch_size and sequence_length are whole numbers from 1.")
+    expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
+    tokens = batch_size * length
+    expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; at least {TOKENS:,} are wanted.")
+    peak = estimate(llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16, **setting).total
+    advice = "lower one of the two." if setting["gradient_checkpointing"] else "what does gradient checkpointing save?"
+    expect(peak <= ROOM, f"its peak is {peak / 1e9:.1f} GB, over the {ROOM / 1e9:.0f} GB of the card; {advice}")

@@ -1,0 +1,176 @@
+"""Lesson 05's checks accept right answers in several styles and name the wrong ones that learners give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dora_lesson import checks
+
+# A block in NF4.
+
+
+def by_loop(w, levels):
+    scale = max(abs(float(x)) for x in w)
+    codes = [min(range(16), key=lambda i: abs(float(x) / scale - float(levels[i]))) for x in w]
+    return torch.tensor(codes), scale
+
+
+def by_thresholds(w, levels):
+    scale = w.abs().amax(keepdim=True)
+    return torch.bucketize(w / scale, (levels[1:] + levels[:-1]) / 2), scale
+
+
+@pytest.mark.parametrize("attempt", [
+    by_loop,
+    by_thresholds,
+    lambda w, levels: ((w / w.abs().max()).unsqueeze(0).sub(levels.unsqueeze(1)).abs().argmin(0), w.abs().max()),
+    lambda w, levels: (torch.cdist((w / w.abs().max())[:, None], levels[:, None]).argmin(1).byte(), w.abs().max()),
+])  # fmt: skip
+def test_a_right_block_is_accepted(attempt, capsys):
+    assert checks.nf4_block(attempt) is attempt, capsys.readouterr().out
+
+
+def nearest(x, levels):
+    return (x[:, None] - levels).abs().argmin(dim=1)
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (lambda w, levels: (nearest(w, levels), w.abs().max()), "compare w / scale"),
+    (lambda w, levels: (nearest(w / w.max(), levels), w.max()), "max |w| is"),
+    (lambda w, levels: (nearest(w / w.std(), levels), w.std()), "max |w| is"),
+    (lambda w, levels: (nearest(w / w.min(), levels), w.min()), "negative"),
+    (lambda w, levels: (levels[nearest(w / w.abs().max(), levels)], w.abs().max()), "which level it is"),
+    (lambda w, levels: (((w / w.abs().max() + 1) * 7.5).round().long(), w.abs().max()), "nearest level"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs()), "a block has one"),
+    (lambda w, levels: ((w[:, None] / w.abs().max() - levels).abs().argmin(dim=0), w.abs().max()), "(64,) is expected"),
+    (lambda w, levels: nearest(w / w.abs().max(), levels), "return codes, scale"),
+    (lambda w, levels: (nearest(w.div_(w.abs().max()), levels), 1.0), "in place"),
+])  # fmt: skip
+def test_a_wrong_block_is_named(attempt, words, capsys):
+    assert checks.nf4_block(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+# The bytes of QDoRA.
+
+
+@pytest.mark.parametrize("attempt", [
+    lambda P, Q, N: 2 * (P - Q) + Q / 2 + Q / 64 + Q / 4096 + 12 * N,
+    lambda P, Q, N: int(2 * (P - Q) + 4.127 * Q / 8 + 12 * N),
+    lambda P, Q, N: 2 * (P - Q) + Q // 2 + -(-Q // 64) + 4 * -(-Q // 16384) + 12 * N,
+])  # fmt: skip
+def test_right_bytes_are_accepted(attempt, capsys):
+    assert checks.qdora_bytes(attempt) is attempt, capsys.readouterr().out
+
+
+def right_bytes(P, Q, N):
+    return 2 * (P - Q) + Q / 2 + Q / 64 + Q / 4096 + 12 * N
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (lambda P, Q, N: P / 2 + Q / 64 + Q / 4096 + 12 * N, "stay in 16 bits"),
+    (lambda P, Q, N: right_bytes(P, Q, N) * 8, "in bits"),
+    (lambda P, Q, N: 2 * (P - Q) + Q / 2 + 12 * N, "without the scales"),
+    (lambda P, Q, N: 2 * (P - Q) + Q / 2 + 4 * Q / 64 + 12 * N, "scales of 4 bytes"),
+    (lambda P, Q, N: right_bytes(P, Q, N) - 8 * N, "optimizer's two states"),
+    (lambda P, Q, N: right_bytes(P, Q, N) - 4 * N, "AdamW keeps two"),
+    (lambda P, Q, N: right_bytes(P, Q, N) - 2 * N, "adapters of 2 bytes"),
+    (lambda P, Q, N: right_bytes(P, Q, N) + 4 * N, "gradients"),
+    (lambda P, Q, N: Q / 2 + Q / 64 + Q / 4096 + 12 * N, "not packed"),
+    (lambda P, Q, N: 2 * P + 12 * N, "part by part"),
+    (lambda P, Q, N: f"{P / 2}", "a number of bytes"),
+])  # fmt: skip
+def test_wrong_bytes_are_named(attempt, words, capsys):
+    assert checks.qdora_bytes(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+# Why a run is LoRA.
+
+
+def by_identity(model, optimizer):
+    stepped = [p for group in optimizer.param_groups for p in group["params"]]
+    found = [p for name, p in model.named_parameters() if name.endswith("magnitude")]
+    if len(found) == 0:
+        return "no magnitude"
+    if any(not p.requires_grad for p in found):
+        return "frozen"
+    if any(all(p is not q for q in stepped) for p in found):
+        return "not in the optimizer"
+    return "DoRA"
+
+
+def test_a_right_diagnosis_is_accepted(capsys):
+    assert checks.why_lora(by_identity) is by_identity, capsys.readouterr().out
+
+
+def by_flag(model, optimizer):
+    found = [p for name, p in model.named_parameters() if "magnitude" in name]
+    return "DoRA" if found and all(p.requires_grad for p in found) else "no magnitude"
+
+
+def by_first_group(model, optimizer):
+    stepped = {id(p) for p in optimizer.param_groups[0]["params"]}
+    found = [p for name, p in model.named_parameters() if "magnitude" in name]
+    if not found:
+        return "no magnitude"
+    if not all(p.requires_grad for p in found):
+        return "frozen"
+    return "DoRA" if all(id(p) in stepped for p in found) else "not in the optimizer"
+
+
+def optimizer_first(model, optimizer):
+    """Looks at the optimizer before the flag: a frozen magnitude is in neither."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = [p for name, p in model.named_parameters() if "magnitude" in name]
+    return "DoRA" if found and all(id(p) in stepped for p in found) else "not in the optimizer"
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (by_flag, "frozen magnitudes are not recognised"),
+    (by_first_group, "is not called DoRA"),
+    (optimizer_first, "'no magnitude' is right"),
+    (lambda model, optimizer: "DoRA", "LoRA layers are not recognised"),
+    (lambda model, optimizer: True, "the answers are DoRA"),
+    (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
+])  # fmt: skip
+def test_a_wrong_diagnosis_is_named(attempt, words, capsys):
+    assert checks.why_lora(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+# A setting for a T4.
+
+
+def setting(batch_size, sequence_length, gradient_checkpointing=True, **more):
+    chosen = {"batch_size": batch_size, "sequence_length": sequence_length}
+    return lambda: chosen | {"gradient_checkpointing": gradient_checkpointing} | more
+
+
+@pytest.mark.parametrize("attempt", [setting(8, 512), setting(4, 1024), setting(2, 2048), setting(7, 600)])
+def test_a_right_setting_is_accepted(attempt, capsys):
+    assert checks.t4_setting(attempt) is attempt, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (setting(8, 512, False), "gradient checkpointing save"),
+    (setting(16, 512), "over the 14 GB of the card; lower"),
+    (setting(16, 256), "would be cut"),
+    (setting(1, 512, False), "at least 4,096"),
+    (setting(0, 512), "whole numbers"),
+    (setting(8, 512, r=16), "its keys are"),
+    (lambda: (8, 512, True), "return a dict"),
+])  # fmt: skip
+def test_a_wrong_setting_is_named(attempt, words, capsys):
+    assert checks.t4_setting(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nf4_block", "qdora_bytes", "why_lora", "t4_setting"])
+def test_the_courses_own_version_passes_its_own_check(name, capsys):
+    from dora_lesson.checks import lesson_05
+
+    reference = getattr(lesson_05, f"_{name}")
+    assert getattr(checks, name)(reference) is reference, capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("correct: ")
