@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dora_lesson.layers import DoRALinear, LoRALinear
-from dora_lesson.quantised import frozen_rows, frozen_weight, is_four_bit
+from dora_lesson.quantised import frozen_rows, frozen_weight, is_four_bit, restore_order
 
 METHODS = {"lora": LoRALinear, "dora": DoRALinear}
 
@@ -83,6 +83,7 @@ def add_adapters(
     if adapted_layers(model) or hasattr(model, "peft_config"):
         raise ValueError("The model has adapters already: merge or remove them first.")
     names = matching_linears(model, target_modules)
+    restore_order(model)
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:

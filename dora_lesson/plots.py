@@ -119,6 +119,28 @@ def show(fig: Figure, alt: str) -> None:
     plt.close(fig)
 
 
+_GROUPS = {  # label: parts of an estimate, colour, hatch
+    "weights": (("weights", "quantisation constants"), "blue", ""),
+    "adapters, optimizer": (("adapters", "optimizer states"), "orange", "//"),
+    "activations, temporaries": (("activations", "temporaries"), "sky", ".."),
+}
+
+
+def memory_bars(estimates: dict[str, Any], line: float) -> Figure:
+    """One stacked bar for each label's `MemoryEstimate`, in GB, and a dashed line at `line` GB."""
+    fig, (ax,) = figure(height=2.8)
+    left = [0.0] * len(estimates)
+    for label, (parts, color, hatch) in _GROUPS.items():
+        widths = [sum(found.parts[part] for part in parts) / 1e9 for found in estimates.values()]
+        ax.barh([*estimates], widths, left=left, label=label, color=OKABE_ITO[color], hatch=hatch, edgecolor="white")
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    ax.axvline(line, color="black", ls="--", lw=1.2)
+    ax.invert_yaxis()
+    ax.set(xlabel=f"GB at the peak of a step; the dashed line is {line:g} GB")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
 # The figures that are drawn twice: live, under sliders, and once as a static twin. Each returns the figure and its
 # alternative text.
 

@@ -120,6 +120,17 @@ def _quant_state(base: Any) -> Any:
     return base.weight.quant_state
 
 
+def restore_order(model: nn.Module) -> None:
+    """Put the bytes of all 4-bit layers back in the order that a backward pass can read.
+
+    Where bitsandbytes has reordered them for answers, its product has no backward pass: a layer without an adapter
+    would give no gradient to the layers below it, with no more than a warning.
+    """
+    for layer in model.modules():
+        if is_four_bit(layer):
+            _quant_state(layer)
+
+
 def frozen_rows(base: Any) -> Iterator[tuple[slice, Tensor]]:
     """W in pieces of some hundred rows, in order, each with the slice of rows that it holds."""
     from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from dora_lesson.adapters import adapted_layers
+from dora_lesson.quantised import restore_order
 from dora_lesson.task_api import Item, encode_chat
 
 _TRAINED = "trained.safetensors"
@@ -96,6 +97,7 @@ def finetune(
         raise ValueError(
             f"Trainable parameters are {half[0]}, too coarse for AdamW's steps: load the model in float32."
         )
+    restore_order(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir) if output_dir is not None else None
     settings = {
