@@ -102,7 +102,7 @@ def by_identity(model, optimizer):
 
 
 def test_a_right_diagnosis_is_accepted(capsys):
-    assert checks.why_lora(by_identity) is by_identity, capsys.readouterr().out
+    assert checks.why_not_dora(by_identity) is by_identity, capsys.readouterr().out
 
 
 def by_flag(model, optimizer):
@@ -136,7 +136,7 @@ def optimizer_first(model, optimizer):
     (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
 ])  # fmt: skip
 def test_a_wrong_diagnosis_is_named(attempt, words, capsys):
-    assert checks.why_lora(attempt) is not attempt
+    assert checks.why_not_dora(attempt) is not attempt
     assert words in capsys.readouterr().out
 
 
@@ -167,7 +167,7 @@ def test_a_wrong_setting_is_named(attempt, words, capsys):
     assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["nf4_block", "qdora_bytes", "why_lora", "t4_setting"])
+@pytest.mark.parametrize("name", ["nf4_block", "qdora_bytes", "why_not_dora", "t4_setting"])
 def test_the_courses_own_version_passes_its_own_check(name, capsys):
     from dora_lesson.checks import lesson_05
 

@@ -91,10 +91,10 @@ def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
     count = int(re.search(r"--items (\d+)", record["command"]).group(1))  # type: ignore[union-attr]
     items = list(load_task_api("test"))[:count]
     base, *trained = record["runs"]
-    assert base["method"] == "base"
+    methods = {"base": ("full", "lora", "dora"), "qbase": ("qlora", "qdora")}[base["method"]]
     pairs = {(run["method"], run["seed"]) for run in trained}
     assert len(pairs) == len(trained)
-    assert pairs == {(method, seed) for method in ("full", "lora", "dora") for seed in record["seeds"]}
+    assert pairs == {(method, seed) for method in methods for seed in record["seeds"]}
     assert len({(run["steps"], run["batch_size"]) for run in trained}) == 1
     for run in record["runs"]:
         found, again = run["scores"], score(run["replies"], items)
@@ -105,7 +105,9 @@ def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
     for run in trained:
         assert len(run["losses"]) == run["steps"]
         assert len(run["movement"]) == 4 * 30 * 5
+        assert ("requantised" in run) == (base["method"] == "qbase")
 
 
-def test_the_short_record_has_three_paired_seeds() -> None:
-    assert len(load_record("short")["seeds"]) >= 3
+@pytest.mark.parametrize("name", ["short", "four_bit"])
+def test_the_short_records_have_three_paired_seeds(name: str) -> None:
+    assert len(load_record(name)["seeds"]) >= 3

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dora_lesson import DoRALinear, checks
+from dora_lesson import DoRALinear, checks, load_base
 from tests import form
 from tests.parity import Case, outputs_and_gradients, relative_error, twins
+from tests.test_adapters import small_llama
 from tools import notebooks
 from tools.lift import lift
 
@@ -31,6 +32,20 @@ def test_solutions_pass_their_checks_and_the_lesson_goes_on_with_them_offline(
         said = cells[f"check-{name}"].outputs[0].text
         assert said.startswith("correct: "), f"{name}: {said}"
         assert said.count("\n") == 1
+
+
+def test_lesson_05_runs_on_another_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `DORA_LESSON_BASE`, on the GPU if there is one: no cell may count on the embedded model's size."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+    small_llama(vocab_size=49152, num_hidden_layers=3, **shape).save_pretrained(tmp_path)
+    load_base()[1].save_pretrained(tmp_path)
+    monkeypatch.setenv("DORA_LESSON_BASE", str(tmp_path))
+    path = next(path for path in notebooks.lessons() if path.stem.startswith("05"))
+    notebook = notebooks.execute(form.shortened(notebooks.read(path)))
+    said = {cell.id: "".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells if "outputs" in cell}
+    assert said["choose"].startswith(f"{tmp_path}, in 4 bits")
+    assert "over 4 bits, 38,016 trained" in said["peft-config"]
+    assert "not in the optimizer" in said["silent-run"]
 
 
 def test_every_check_belongs_to_an_exercise() -> None:

@@ -25,6 +25,7 @@ EXEMPT: dict[str, list[str]] = {
         *("base-answers", "train-both", "answers", "difference"),
         *("train-by-hand", "timing", "answer-times"),
     ],
+    "05_qdora_4bit_llama": ["choose", "train", "answers"],
 }
 
 

@@ -10,7 +10,7 @@ from dora_lesson.checks.lesson_01 import decompose, direction_change, magnitude_
 from dora_lesson.checks.lesson_02 import lora_count, lora_forward, movement
 from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_weight
 from dora_lesson.checks.lesson_04 import budget_config, is_dora, merged_copy
-from dora_lesson.checks.lesson_05 import nf4_block, qdora_bytes, t4_setting, why_lora
+from dora_lesson.checks.lesson_05 import nf4_block, qdora_bytes, t4_setting, why_not_dora
 
 __all__ = [
     "budget_config",
@@ -30,5 +30,5 @@ __all__ = [
     "recompose",
     "scaling",
     "t4_setting",
-    "why_lora",
+    "why_not_dora",
 ]

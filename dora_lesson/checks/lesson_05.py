@@ -31,9 +31,9 @@ def qdora_bytes(attempt: Attempt) -> Attempt:
     return verdict(attempt, _examine_bytes, _qdora_bytes, "every part is there, in bytes.")
 
 
-def why_lora(attempt: Attempt) -> Attempt:
-    """Check `my_why_lora(model, optimizer) -> str` and return it, or the course's own version."""
-    return verdict(attempt, _examine_why, _why_lora, "three ways of not being DoRA, each told from the others.")
+def why_not_dora(attempt: Attempt) -> Attempt:
+    """Check `my_why_not_dora(model, optimizer) -> str` and return it, or the course's own version."""
+    return verdict(attempt, _examine_why, _why_not_dora, "three ways of not being DoRA, each told from the others.")
 
 
 def t4_setting(attempt: Attempt) -> Attempt:
@@ -55,7 +55,7 @@ def _qdora_bytes(P: int, Q: int, N: int) -> float:
     return weights + constants + 4 * N + 8 * N
 
 
-def _why_lora(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+def _why_not_dora(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     magnitudes = [p for name, p in model.named_parameters() if "magnitude" in name]
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not magnitudes:
