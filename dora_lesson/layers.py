@@ -66,6 +66,9 @@ class LoRALinear(nn.Module):
         xA = F.linear(x.to(y.dtype), self.lora_A.to(y.dtype))  # (tokens, r)
         return y.addmm_(xA, self.lora_B.to(y.dtype).T, alpha=self.scaling)
 
+    def before_sharding(self, device: torch.device) -> None:
+        """Keep what the layer will need of W once W is whole only while the layer computes (see `sharding`)."""
+
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """W + scaling · BA, (d_out, d_in), in the adapter's dtype."""
@@ -156,10 +159,14 @@ class DoRALinear(LoRALinear):
     def _base_norm(self) -> Tensor:
         """‖W‖ per row, (d_out,), computed once until W changes."""
         W = self.base.weight
-        if self._kept.get("W", (None,))[0] != _state(W):
+        if self._kept.get("W", (None,))[0] not in ("for good", _state(W)):
             norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in frozen_rows(self.base)]
             self._kept["W"] = _state(W), torch.cat(norms)
         return self._kept["W"][1]
+
+    def before_sharding(self, device: torch.device) -> None:
+        """Keep ‖W‖ on the device for good: the memory of a sharded W changes at every step, and its values never."""
+        self._kept["W"] = "for good", self._base_norm().to(device)
 
     def train(self, mode: bool = True) -> DoRALinear:
         self._kept.pop("V", None)  # some optimizers write to memory without telling autograd's version counter

@@ -18,12 +18,23 @@ _ROWS = 512  # rows unpacked at a time
 
 def is_four_bit(layer: nn.Module) -> bool:
     """Whether the layer's weights are packed in 4 bits and come with what unpacks them."""
-    return getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+    return _held_state(layer) is not None
+
+
+def before_sharding(layer: Any, device: torch.device) -> None:
+    """Make a 4-bit layer's weight an ordinary tensor of bytes, and let the layer itself keep what unpacks it.
+
+    A tensor that is cut up and put together again comes back as an ordinary one (see `sharding`). What unpacks the
+    weights, a thirtieth of their size, goes to the device whole.
+    """
+    layer.quant_state = _quant_state(layer)
+    layer.quant_state.to(device)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(Tensor), requires_grad=False)
 
 
 def block_size(layer: Any) -> int:
     """How many neighbouring weights of a 4-bit layer share one scale."""
-    size: int = layer.weight.quant_state.blocksize
+    size: int = _held_state(layer).blocksize
     return size
 
 
@@ -115,9 +126,15 @@ def _quant_state(base: Any) -> Any:
     On some CPUs bitsandbytes reorders a layer's bytes when the layer answers in eval mode, and then can no longer
     unpack them; a state dict is written from bytes put back in order.
     """
-    if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
+    if getattr(_held_state(base), "packing_format_for_cpu", False):
         base.state_dict()
-    return base.weight.quant_state
+    return _held_state(base)
+
+
+def _held_state(layer: Any) -> Any:
+    """What the weight holds, else what the layer does; None for a layer that is not in 4 bits."""
+    held = getattr(getattr(layer, "weight", None), "quant_state", None)
+    return getattr(layer, "quant_state", None) if held is None else held
 
 
 def restore_order(model: nn.Module) -> None:

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dora_lesson.adapters import adapted_layers
 from dora_lesson.quantised import restore_order
@@ -129,8 +130,9 @@ def finetune(
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
-    curve = _Curve(steps, resumed_from, label)
+    curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
     with _adapters_declared(model):
         trainer = _TrainedOnly(
             model=model,
@@ -142,6 +144,7 @@ def finetune(
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
             trainer.remove_callback(callback)
+    trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
     if folder and trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _RUN).write_text(json.dumps(settings))
@@ -149,7 +152,11 @@ def finetune(
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and resumed_from == steps:  # nothing is left to do, where the trainer would take one more step
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         curve.bar.close()
         scratch.cleanup()
@@ -184,13 +191,22 @@ def _adapters_declared(model: Any) -> Iterator[None]:
 
 
 class _TrainedOnly(Trainer):
-    """A Trainer whose checkpoints hold what is trained and leave the frozen base out, whoever made the adapter."""
+    """A Trainer whose checkpoints hold what is trained and leave the frozen base out, whoever made the adapter.
+
+    On several processes the first one writes what is the same on all, and each its own random state.
+    """
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         trained = {name: p.detach().cpu().contiguous() for name, p in _plain(self.model) if p.requires_grad}
         save_file(trained, folder / _TRAINED)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the file that is written last says that all others are there
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
@@ -239,10 +255,11 @@ class _Collator:
 
 
 class _Curve(TrainerCallback):
-    """Draws the progress bar, and watches the memory of the process."""
+    """Draws the progress bar, in one process alone, and watches the memory of the process."""
 
-    def __init__(self, steps: int, done: int, label: str) -> None:
-        self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=None)
+    def __init__(self, steps: int, done: int, label: str, shown: bool) -> None:
+        hidden = None if shown else True  # None: hidden where the output is no terminal
+        self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=hidden)
         self.peak = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -251,8 +268,7 @@ class _Curve(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.peak = max(self.peak, psutil.Process().memory_info().rss)
-        if state.is_local_process_zero:
-            self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.n)
 
 
 def _last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:

@@ -147,10 +147,12 @@ def test_a_killed_run_resumes_to_the_same_weights(make, tokenizer, items, tmp_pa
 
 def test_a_finished_run_is_found_again(tokenizer, items, tmp_path):
     first = a_model()
-    finetune(first, tokenizer, items, **SETTINGS, output_dir=tmp_path)
+    whole = finetune(first, tokenizer, items, **SETTINGS, output_dir=tmp_path)
     again = a_model()
     result = finetune(again, tokenizer, items, **SETTINGS, output_dir=tmp_path)
     assert result.resumed_from == 8
+    assert result.losses == whole.losses  # and no step more
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-7", "checkpoint-8"}
     assert all(torch.equal(p, trained(first)[name]) for name, p in trained(again).items())
 
 
