@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -14,18 +12,14 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dora_lesson.adapters import adapted_layers
+from dora_lesson.checkpoints import TrainedOnly, claim, digest, last_checkpoint
 from dora_lesson.quantised import restore_order
 from dora_lesson.task_api import Item, encode_chat
-
-_TRAINED = "trained.safetensors"
-_RUN = "run.json"
 
 
 @dataclass
@@ -104,9 +98,9 @@ def finetune(
     settings = {
         "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
         "gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share,
-        "trained": _digest(names), "chats": _digest([chat["input_ids"] for chat in chats]),
+        "trained": digest(names), "chats": digest([chat["input_ids"] for chat in chats]),
     }  # fmt: skip
-    checkpoint = _last_checkpoint(folder, settings) if folder else None
+    checkpoint = last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     set_seed(seed)
     scratch = tempfile.TemporaryDirectory(prefix="dora_lesson-")  # the trainer makes its folder even to save nothing
@@ -129,12 +123,13 @@ def finetune(
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
+        fp16=_needs_loss_scaling(model, device),
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
     curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
     with _adapters_declared(model):
-        trainer = _TrainedOnly(
+        trainer = TrainedOnly(
             model=model,
             args=arguments,
             train_dataset=_Chats(chats),
@@ -146,8 +141,7 @@ def finetune(
             trainer.remove_callback(callback)
     trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
     if folder and trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RUN).write_text(json.dumps(settings))
+        claim(folder, settings)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
@@ -190,36 +184,9 @@ def _adapters_declared(model: Any) -> Iterator[None]:
             model.is_quantized = True
 
 
-class _TrainedOnly(Trainer):
-    """A Trainer whose checkpoints hold what is trained and leave the frozen base out, whoever made the adapter.
-
-    On several processes the first one writes what is the same on all, and each its own random state.
-    """
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: p.detach().cpu().contiguous() for name, p in _plain(self.model) if p.requires_grad}
-        save_file(trained, folder / _TRAINED)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the file that is written last says that all others are there
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
-        with torch.no_grad():
-            for name, p in _plain(model if model is not None else self.model):
-                if p.requires_grad:
-                    p.copy_(saved[name])
-
-
-def _plain(model: Any) -> Iterable[tuple[str, nn.Parameter]]:
-    """Named parameters of the model itself, without the wrapper of a run on several processes."""
-    parameters: Iterable[tuple[str, nn.Parameter]] = getattr(model, "module", model).named_parameters()
-    return parameters
+def _needs_loss_scaling(model: Any, device: torch.device) -> bool:
+    """Whether gradients pass through float16, as on a GPU without bfloat16, where small ones would become zero."""
+    return device.type == "cuda" and any(p.dtype == torch.float16 for p in model.parameters())
 
 
 class _Chats(torch.utils.data.Dataset[dict[str, list[int]]]):
@@ -269,28 +236,6 @@ class _Curve(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.peak = max(self.peak, psutil.Process().memory_info().rss)
         self.bar.update(state.global_step - self.bar.n)
-
-
-def _last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
-    """The newest checkpoint that was written to its end, None if there is none."""
-    if not (folder / _RUN).is_file():
-        return None
-    found = json.loads((folder / _RUN).read_text())
-    if different := sorted(key for key in settings if found.get(key) != settings[key]):
-        what = ", ".join(f"{key} {found.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
-        raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        try:  # the trainer writes its state last, so a checkpoint with a whole state is whole
-            state = json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        complete.append((state["global_step"], path))
-    return max(complete)[1] if complete else None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _require_numbers(

@@ -89,6 +89,24 @@ def test_bfloat16_activations(method: str) -> None:
     assert expected.total - copies == pytest.approx(measured.total, rel=SMALL_VOCABULARY)
 
 
+@pytest.mark.parametrize("method", ["qdora", "lora"])
+def test_logits_of_the_replies_alone(method: str) -> None:
+    model = prepared(load_base(four_bit=method.startswith("q"))[0], method, r=16)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    tokens = torch.arange(96).view(2, 48)
+    padded = torch.ones_like(tokens).index_fill(1, torch.tensor([47]), 0)
+
+    def step() -> None:
+        model(input_ids=tokens, attention_mask=padded, labels=tokens[:, -16:], logits_to_keep=16).loss.backward()
+        optimizer.zero_grad()
+
+    measured = measure(step, model, optimizer)
+    settings = {"batch_size": 2, "sequence_length": 48, "r": 16, "dtype": torch.float32, "optimizer": "sgd"}
+    some, every = (estimate(model.config, method, **settings, reply_length=n) for n in (16, None))
+    assert some.total == pytest.approx(measured.total, rel=STATED_ERROR)
+    assert every.total > 1.02 * measured.total
+
+
 def test_accumulated_passes_hold_gradients_and_activations_at_once() -> None:
     model = prepared(small_llama(**WIDE, tie_word_embeddings=False), "full", r=1)
     sizes = {"batch_size": 4, "sequence_length": 64}
@@ -163,6 +181,7 @@ def test_the_printed_estimate_names_every_part_and_the_peak() -> None:
     ({"r": 0}, "r is 0"),
     ({"batch_size": 1.5}, "batch_size is 1.5"),
     ({"sequence_length": 0}, "sequence_length is 0"),
+    ({"reply_length": -1}, "reply_length is -1"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
     ({"target_modules": ["q_porj"]}, "did you mean q_proj"),
 ])  # fmt: skip
