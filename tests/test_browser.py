@@ -98,4 +98,5 @@ def test_lesson_in_jupyterlab(path: Path, lab: str, browser: Any) -> None:
         page.wait_for_timeout(1500)
         assert picture.get_attribute("src") != before[0]
         assert picture.get_attribute("alt") != before[1]
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")  # and give its memory back
     page.close()
