@@ -11,6 +11,7 @@ import torch
 from dora_lesson.embedded import cache_folder, prepare, quiet_transformers
 from dora_lesson.environment import SetupError, four_bit_problem, quiet_known_noise
 
+EMBEDDED = "embedded"
 OPEN_ALTERNATIVE = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,8 +26,8 @@ def load_base(
     """Return `(model, tokenizer)`, the model in eval mode.
 
     Args:
-        model_id: a model of the hub, or a folder. None is the value of `DORA_LESSON_BASE` if that is set, else the
-            embedded SmolLM2-135M-Instruct, which is prepared first if it has to be.
+        model_id: a model of the hub, or a folder. None is the value of `DORA_LESSON_BASE` if that is set, else
+            "embedded": SmolLM2-135M-Instruct, which is prepared first if it has to be.
         four_bit: NF4 with double quantisation, through bitsandbytes; norms and embeddings stay in `dtype`.
         dtype: float32, bfloat16 or float16; None is float32 on a CPU, bfloat16 on a GPU that has it, else float16.
         device: None is the first CUDA GPU if there is one, else the CPU.
@@ -42,11 +43,12 @@ def load_base(
     number = _dtype(dtype, place)
     if four_bit and (problem := four_bit_problem(place)):
         raise SetupError(f"4-bit loading does not work here ({problem}): pass four_bit=False.")
-    model_id = model_id or os.environ.get("DORA_LESSON_BASE") or None
-    source = str(prepare()) if model_id is None else model_id
-    options: dict[str, Any] = {"local_files_only": model_id is None, "trust_remote_code": False}
+    model_id = chosen_base(model_id)
+    embedded = model_id == EMBEDDED
+    source = str(prepare()) if embedded else model_id
+    options: dict[str, Any] = {"local_files_only": embedded, "trust_remote_code": False}
     # The embedded model loads faster than a progress bar draws; one from the hub takes minutes, and shows its own.
-    silence = quiet_transformers() if model_id is None else contextlib.nullcontext()
+    silence = quiet_transformers() if embedded else contextlib.nullcontext()
     try:
         with silence:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -56,10 +58,15 @@ def load_base(
                 source, dtype=number, device_map={"": place}, use_safetensors=True, **options
             )
     except (OSError, ValueError, ImportError) as error:
-        raise _explained(source, error, embedded=model_id is None) from error
+        raise _explained(source, error, embedded=embedded) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def chosen_base(model_id: str | None) -> str:
+    """The model that a name stands for: itself, else that of `DORA_LESSON_BASE`, else "embedded"."""
+    return model_id or os.environ.get("DORA_LESSON_BASE") or EMBEDDED
 
 
 def hub_config(model_id: str) -> Any:

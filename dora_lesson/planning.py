@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 
 from dora_lesson.memory import adapter_parameters, estimate
-from dora_lesson.models import OPEN_ALTERNATIVE, default_device, default_dtype, hub_config
+from dora_lesson.models import EMBEDDED, OPEN_ALTERNATIVE, chosen_base, default_device, default_dtype, hub_config
 from dora_lesson.shapes import free_bytes, llama_config
 
-EMBEDDED = "SmolLM2-135M-Instruct, embedded"
 # Models whose shape is known without asking the hub, and whether their licence has to be accepted there first.
 KNOWN = {
     EMBEDDED: ("smollm2-135m", False),
@@ -44,7 +42,8 @@ class BasePlan:
         return self.peak + (0 if self.device == "CPU" else 10**9) <= self.free
 
     def __str__(self) -> str:
-        lines = [f"{self.model_id}, in 4 bits, {str(self.dtype).removeprefix('torch.')}, on {self.device}"]
+        name = "SmolLM2-135M-Instruct, embedded" if self.model_id == EMBEDDED else self.model_id
+        lines = [f"{name}, in 4 bits, {str(self.dtype).removeprefix('torch.')}, on {self.device}"]
         lines.append(f"  download  {self.download / 1e9:.1f} GB" if self.download else "  download  none, it is here")
         checkpointing = ", with gradient checkpointing" if self.gradient_checkpointing else ""
         room = "fits in" if self.fits else "does not fit in"
@@ -83,7 +82,7 @@ def plan_base(
     Raises:
         SetupError: the configuration of the model cannot be had.
     """
-    model_id = model_id or os.environ.get("DORA_LESSON_BASE") or EMBEDDED
+    model_id = chosen_base(model_id)
     device = default_device()
     dtype, free = default_dtype(device), free_bytes(device)
     config = _config(model_id)

@@ -428,3 +428,8 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="cannot be loaded"):
         load_base(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_embedded_model_can_be_asked_for_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DORA_LESSON_BASE", "somebody/something-else")
+    assert load_base("embedded", device="cpu")[0].num_parameters() == 134_515_008
