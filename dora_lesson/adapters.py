@@ -95,7 +95,7 @@ def add_adapters(
     model.requires_grad_(False)
     for name, layer in layers.items():
         layer.lora_A.requires_grad_(True)
-        _replace(model, name, layer.train(model.training))
+        replace_module(model, name, layer.train(model.training))
     model._trainable_before_adapters = was_trainable  # type: ignore[assignment]
     return model
 
@@ -112,7 +112,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
         raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantise the merged model.")
     for name, layer in layers.items():
-        _replace(model, name, layer.merge(four_bit))
+        replace_module(model, name, layer.merge(four_bit))
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
         quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
@@ -122,7 +122,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
 def remove_adapters(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
     for name, layer in some_layers(model).items():
-        _replace(model, name, layer.base)
+        replace_module(model, name, layer.base)
     before: set[str] = getattr(model, "_trainable_before_adapters", set())  # type: ignore[assignment]
     for name, p in model.named_parameters():
         p.requires_grad_(name in before)
@@ -151,7 +151,8 @@ def some_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return layers
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the module of this name is, in place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dora_lesson.adapters import add_adapters, matching_linears
+from dora_lesson.probes import saved_by
 
 METHODS = ("full", "lora", "dora", "qlora", "qdora")
 # Bytes of states for a trained parameter; 8-bit AdamW has a float32 scale for 256 elements of either state.
@@ -200,22 +202,13 @@ def _activations(
     for blocks in (1, 2):
         small = copy.deepcopy(config)
         small.num_hidden_layers = blocks
-        saved: dict[int, int] = {}
-
-        def keep(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
-            storage = t.untyped_storage()
-            saved[storage._cdata] = storage.nbytes()
-            return t
-
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_config(small, dtype=dtype).train()
             if adapter is not None:
                 add_adapters(model, "lora", r=adapter[0], lora_alpha=1, target_modules=adapter[1])
             tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-                model(input_ids=tokens, labels=tokens[:, -reply:], use_cache=False, logits_to_keep=reply)
-            own = {p.untyped_storage()._cdata for p in model.parameters()}
-        sizes.append(sum(size for key, size in saved.items() if key not in own))
+            one_pass = {"input_ids": tokens, "labels": tokens[:, -reply:], "use_cache": False, "logits_to_keep": reply}
+            sizes.append(saved_by(functools.partial(model, **one_pass), model.parameters))
     return sizes[0], sizes[1]
 
 

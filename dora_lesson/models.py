@@ -103,6 +103,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on the device."""
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def four_bit_config(compute_dtype: torch.dtype) -> Any:
     """The 4-bit configuration of this course: NF4, double quantisation, products in `compute_dtype`."""
     from transformers import BitsAndBytesConfig

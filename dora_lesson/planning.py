@@ -10,8 +10,16 @@ from typing import Any
 import torch
 
 from dora_lesson.memory import adapter_parameters, estimate
-from dora_lesson.models import EMBEDDED, OPEN_ALTERNATIVE, chosen_base, default_device, default_dtype, hub_config
-from dora_lesson.shapes import free_bytes, llama_config
+from dora_lesson.models import (
+    EMBEDDED,
+    OPEN_ALTERNATIVE,
+    chosen_base,
+    default_device,
+    default_dtype,
+    free_bytes,
+    hub_config,
+)
+from dora_lesson.shapes import llama_config
 
 # Models whose shape is known without asking the hub, and whether their licence has to be accepted there first.
 KNOWN = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,18 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
 
     What the layer holds anyway is left out: parameters, buffers and, in a `DoRALinear`, the two vectors ‖W‖ and ‖V‖.
     """
+
+    def held() -> list[Tensor]:
+        return [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_kept", {}).values())]
+
+    return saved_by(lambda: layer(x), held)
+
+
+def saved_by(run: Callable[[], Any], held: Callable[[], Iterable[Tensor]]) -> int:
+    """Bytes that autograd saves while `run()` goes forward, each storage once.
+
+    Those that `held()` gives are left out; it is asked after the run, which may make some.
+    """
     saved: list[Tensor] = []
 
     def keep(t: Tensor) -> Tensor:
@@ -34,14 +46,26 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        layer(x)
-    held = [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_kept", {}).values())]
-    own = {_storage(t) for t in held}
-    return sum({_storage(t): t.untyped_storage().nbytes() for t in saved if _storage(t) not in own}.values())
+        run()
+    own = {_storage(t) for t in held()}
+    return _bytes(t for t in saved if _storage(t) not in own)
 
 
 def _storage(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
+    """What tells a tensor's storage from another; not its address, which fake tensors do not have."""
+    key: int = t.untyped_storage()._cdata
+    return key
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    return sum({_storage(t): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _made(out: Any, *inputs: Any) -> list[Tensor]:
+    """The tensors in `out` that are no views of those in `inputs`."""
+    older = {_storage(t) for t in tree_leaves(inputs) if isinstance(t, Tensor)}
+    return [t for t in tree_leaves(out) if isinstance(t, Tensor) and _storage(t) not in older]
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -51,10 +75,7 @@ class _LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        older = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and _storage(t) not in older:
-                self.elements = max(self.elements, t.numel())
+        self.elements = max([self.elements, *(t.numel() for t in _made(out, args, kwargs))])
         return out
 
 
@@ -112,9 +133,7 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer states": [t for t in states if isinstance(t, Tensor) and t.dim()],
     }
-    return {
-        part: sum({_storage(t): t.untyped_storage().nbytes() for t in held}.values()) for part, held in parts.items()
-    }
+    return {part: _bytes(held) for part, held in parts.items()}
 
 
 def _constants(layer: Any) -> list[Tensor]:
@@ -134,18 +153,13 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        older = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for t in tree_leaves(out):
-            if not isinstance(t, Tensor):
-                continue
-            storage = t.untyped_storage()
-            key = storage._cdata
-            if key in older or key in self.followed:
-                continue
-            self.followed[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._freed, key)
+        for t in _made(out, args, kwargs):
+            key, storage = _storage(t), t.untyped_storage()
+            if key not in self.followed:
+                self.followed[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, key)
         return out
 
     def _freed(self, key: int) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from dora_lesson.adapters import add_adapters, matching_linears, remove_adapters
+from dora_lesson.adapters import add_adapters, matching_linears, remove_adapters, replace_module
 from dora_lesson.environment import SetupError, four_bit_problem
 from dora_lesson.memory import estimate
-from dora_lesson.models import default_device, has_bfloat16
+from dora_lesson.models import default_device, free_bytes, has_bfloat16
 from dora_lesson.probes import measure
 
 # Sizes from the models' configurations on the hub; all are Llamas. Tied: the embedding is the output layer too.
@@ -72,8 +72,7 @@ def random_llama(config: Any, *, four_bit: bool, dtype: torch.dtype, device: tor
         layer = bnb.nn.Linear4bit(d_in, d_out, False, dtype, quant_type="nf4", device="meta")
         W = torch.randn(d_out, d_in, dtype=dtype, device=device) * 0.02
         layer.weight = bnb.nn.Params4bit(W, requires_grad=False, quant_type="nf4").to(device)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        replace_module(model, name, layer)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             if p.is_meta:
@@ -166,10 +165,3 @@ def _steps(model: Any, tokens: int, rounds: int) -> dict[str, Any]:
         step()
         times.append(time.perf_counter() - started)
     return {"seconds": statistics.median(times), "peak": peak}
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes free on the device."""
-    import psutil
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
