@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
-    from dora_lesson.evidence import load_record as load_record
+    from dora_lesson.evidence import compare as compare
+    from dora_lesson.evidence import detectable as detectable
     from dora_lesson.evidence import paired_difference as paired_difference
     from dora_lesson.evidence import time_in_turns as time_in_turns
     from dora_lesson.geometry import decompose as decompose
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from dora_lesson.probes import largest_temporary as largest_temporary
     from dora_lesson.probes import measure as measure
     from dora_lesson.probes import saved_bytes as saved_bytes
+    from dora_lesson.records import load_record as load_record
+    from dora_lesson.records import load_runs as load_runs
     from dora_lesson.scoring import score as score
     from dora_lesson.shapes import llama_config as llama_config
     from dora_lesson.task_api import answer as answer
@@ -60,7 +63,8 @@ _HOME = {
     "task_api": ["load_task_api", "answer"],
     "scoring": ["score"],
     "training": ["finetune"],
-    "evidence": ["time_in_turns", "load_record", "paired_difference"],
+    "records": ["load_record", "load_runs"],
+    "evidence": ["compare", "detectable", "paired_difference", "time_in_turns"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

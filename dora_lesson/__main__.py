@@ -1,6 +1,7 @@
 """`python -m dora_lesson doctor` says what this machine can do; `... prepare` fetches and converts the model.
 
 `... measure --shape llama-3.1-8b` times a training step of each method on a model of that shape with random weights.
+`... experiment` makes the paired runs of lesson 06, or those of a design of your own.
 """
 
 from __future__ import annotations
@@ -24,10 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     size.add_argument("--tokens", type=int, default=512, help="of the one sequence of a step")
     size.add_argument("--rounds", type=int, default=5, help="timed steps of each method")
     size.add_argument("--record", type=Path, help="a file to write the rows to, with how they were made")
+    runs = commands.add_parser(
+        "experiment", help="paired runs: method, rank, learning rate, seed; goes on where it was"
+    )
+    runs.add_argument("--design", type=Path, help="a YAML file such as dora_lesson/configs/sweep.yaml, the default")
+    runs.add_argument("--base", help="a Llama of the hub, or a folder, in place of the design's")
+    runs.add_argument("--folder", type=Path, default=Path("data/records/sweep"), help="one JSON record a run")
+    runs.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
+    runs.add_argument("--plan", action="store_true", help="say what would be run and what it can detect, and stop")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "measure":
             return _measure(chosen)
+        if chosen.command == "experiment":
+            return _experiment(chosen)
         if chosen.command == "doctor":
             report = doctor()
             print(report)
@@ -45,8 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _experiment(chosen: argparse.Namespace) -> int:
+    from dora_lesson.designs import read_design
+    from dora_lesson.experiment import experiment
+
+    design = read_design(chosen.design, chosen.base)
+    print(design)
+    if not chosen.plan:
+        records = experiment(design, chosen.folder, chosen.jobs)
+        print(f"{len(records)} runs to compare lie in {chosen.folder}.")
+    return 0
+
+
 def _measure(chosen: argparse.Namespace) -> int:
-    from dora_lesson.evidence import provenance
+    from dora_lesson.records import provenance
     from dora_lesson.shapes import measure_shape
 
     command = f"python -m dora_lesson measure --shape {chosen.shape} --tokens {chosen.tokens} --rounds {chosen.rounds}"

@@ -1,72 +1,16 @@
-"""Measurements that a lesson may rest on: recorded runs, paired comparisons, and times fair to compare."""
+"""Comparisons that a lesson may rest on: paired differences with their intervals, and times fair to compare."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
-import platform
-import re
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-
-from dora_lesson.environment import DATA
-
-PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
-_RECORDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
-
-
-def load_record(name: str) -> dict[str, Any]:
-    """A recorded result of `data/records`, with the command, date, hardware, versions and seeds that made it.
-
-    Raises:
-        ValueError: no such record, a broken one, or one that does not say how it was made.
-    """
-    path = DATA / "records" / f"{name}.json"
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise ValueError(f"There is no record {name!r}; there are: {there}.")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is no JSON ({error}): make it again with its command.") from None
-    if missing := [key for key in PROVENANCE if not record.get(key)]:
-        raise ValueError(f"The record {name!r} does not say its {missing[0]}: make it again with its command.")
-    return record
-
-
-def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """What a record says of how it was made: command, date, hardware, versions, seeds."""
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
-    else:
-        threads = torch.get_num_threads()
-        hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED}
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return {
-        "command": command,
-        "date": today,
-        "hardware": hardware,
-        "versions": {"python": platform.python_version(), **versions},
-        "seeds": list(seeds),
-    }
-
-
-def _processor() -> str:
-    """The processor's name; platform.processor() is empty on many a Linux."""
-    try:
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.M)
-    except OSError:
-        names = []
-    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -102,6 +46,117 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     error = statistics.stdev(differences) / len(differences) ** 0.5
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
     return Difference(mean, mean - half, mean + half, len(differences))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What paired runs say of b against a: `mean` of b − a with its 95 % bootstrap interval, `low` to `high`.
+
+    `detectable` is the smallest difference that as many pairs with such a spread would show, at the 5 % level, four
+    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds what the two arms'
+    settings have not in common, as key: (a's, b's). `str()` says it in a sentence.
+    """
+
+    measure: str
+    names: tuple[str, str]
+    mean: float
+    low: float
+    high: float
+    pairs: int
+    detectable: float
+    time: float
+    memory: float
+    differs: dict[str, tuple[Any, Any]]
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        a, b = self.names
+        found = (
+            f"{b} − {a}, {self.measure}: {self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f}, {self.pairs} pairs): "
+        )
+        if self.measurable:
+            found += f"{b} is {'higher' if self.mean > 0 else 'lower'}"
+        else:
+            found += (
+                f"no difference that these runs could show; one of {self.detectable:.3f} would show four times in five"
+            )
+        return f"{found}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
+
+
+def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: str = "loss") -> Comparison:
+    """Compare two arms of runs, paired by seed: the difference of a score, with an interval and in words.
+
+    The interval is scipy's percentile bootstrap over the pairs, expanded for small samples (Hesterberg 2015, arXiv
+    1411.5279). It covers the seeds alone, not other data, models or settings.
+
+    Args:
+        a, b: records of `experiment`, one a seed; both arms with the same seeds.
+        measure: which of the records' scores.
+
+    Raises:
+        ValueError: fewer than five pairs, a seed without its partner, or one that an arm has twice.
+    """
+    from scipy import stats
+
+    by_seed = [{run["config"]["seed"]: run for run in runs} for runs in (a, b)]
+    if [*map(len, by_seed)] != [len(a), len(b)] or by_seed[0].keys() != by_seed[1].keys():
+        said = [sorted(run["config"]["seed"] for run in runs) for runs in (a, b)]
+        raise ValueError(f"The seeds are {said[0]} and {said[1]}, but pairs are expected: each seed once in both arms.")
+    seeds = sorted(by_seed[0])
+    if len(seeds) < 5:
+        there = "is 1 pair" if len(seeds) == 1 else f"are {len(seeds)} pairs"
+        raise ValueError(
+            f"There {there}, but five or more are expected: two "
+            "runs of one method differ as well when the seed changes, so a difference says nothing until it is held "
+            "against that spread. Run more seeds of both."
+        )
+    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
+    differences = [second["scores"][measure] - first["scores"][measure] for first, second in pairs]
+    count, spread = len(pairs), statistics.stdev(differences)
+    tail = stats.norm.cdf(-((count / (count - 1)) ** 0.5) * stats.t.ppf(0.975, count - 1))
+    low = high = differences[0]
+    if spread > 0:
+        found = stats.bootstrap(
+            (differences,), np.mean, method="percentile", confidence_level=1 - 2 * tail, rng=0
+        )  # fmt: skip
+        low, high = found.confidence_interval
+    clock = "processor_seconds" if "processor_seconds" in a[0] else "seconds"  # of a shared CPU, its own share alone
+    ratios = {key: statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes")}
+    first, second = (arm[0]["config"] for arm in (a, b))
+    differs = {key: (first.get(key), second.get(key)) for key in first | second if key != "seed"}
+    return Comparison(
+        measure, (_arm_name(first), _arm_name(second)), statistics.fmean(differences), float(low), float(high), count,
+        detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"],
+        {key: two for key, two in differs.items() if two[0] != two[1]},
+    )  # fmt: skip
+
+
+def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.8) -> float:
+    """The smallest mean difference that a paired t test finds with that power, two-sided.
+
+    Args:
+        spread: standard deviation of the paired differences.
+        pairs: how many there are, two or more.
+    """
+    from scipy import optimize, stats
+
+    critical = stats.f.ppf(1 - level, 1, pairs - 1)  # of t²
+
+    def missing(shift: float) -> float:
+        return float(stats.ncf.sf(critical, 1, pairs - 1, shift**2)) - power
+
+    return spread * float(optimize.brentq(missing, 0, 3 * critical**0.5)) / pairs**0.5
+
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "full": "full fine-tuning", "qlora": "QLoRA", "qdora": "QDoRA"}
+
+
+def _arm_name(config: dict[str, Any]) -> str:
+    return NAMES.get(config["method"], config["method"])
 
 
 def time_in_turns(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:

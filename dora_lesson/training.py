@@ -133,7 +133,7 @@ def finetune(
             model=model,
             args=arguments,
             train_dataset=_Chats(chats),
-            data_collator=_Collator(tokenizer.pad_token_id),
+            data_collator=Collator(tokenizer.pad_token_id),
             callbacks=[curve, *callbacks],
         )
     for callback in list(trainer.callback_handler.callbacks):
@@ -200,7 +200,7 @@ class _Chats(torch.utils.data.Dataset[dict[str, list[int]]]):
         return self.chats[index]
 
 
-class _Collator:
+class Collator:
     """Pad to the longest chat of the batch: labels with -100, and the attention mask says which tokens are real.
 
     The model is asked for the logits of the replies alone, from the token before the first of them, and gets labels of

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dora_lesson import evidence, load_record, paired_difference
+from dora_lesson import load_record, paired_difference, records
 from dora_lesson.scoring import score
 from dora_lesson.task_api import load_task_api
 
-RECORDS = sorted(path.stem for path in (evidence.DATA / "records").glob("*.json"))
+RECORDS = sorted(path.stem for path in (records.DATA / "records").glob("*.json"))
 
 
 def test_paired_difference_is_the_paired_t_interval() -> None:
@@ -54,7 +54,7 @@ def test_too_few_or_unequal_values_are_refused(a: list[float], b: list[float]) -
 
 
 def test_an_unknown_record_names_those_that_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(evidence, "DATA", tmp_path)
+    monkeypatch.setattr(records, "DATA", tmp_path)
     with pytest.raises(ValueError, match="there are: none"):
         load_record("short")
     (tmp_path / "records").mkdir()
@@ -63,15 +63,15 @@ def test_an_unknown_record_names_those_that_there_are(monkeypatch: pytest.Monkey
         load_record("short")
 
 
-@pytest.mark.parametrize("lost", evidence.PROVENANCE)
+@pytest.mark.parametrize("lost", records.PROVENANCE)
 def test_a_record_that_does_not_say_how_it_was_made_is_refused(
     lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "records").mkdir()
-    record = evidence.provenance("python -m something", seeds=[0, 1])
+    record = records.provenance("python -m something", seeds=[0, 1])
     del record[lost]
     (tmp_path / "records" / "short.json").write_text(json.dumps(record))
-    monkeypatch.setattr(evidence, "DATA", tmp_path)
+    monkeypatch.setattr(records, "DATA", tmp_path)
     with pytest.raises(ValueError, match=f"does not say its {lost}"):
         load_record("short")
 
@@ -79,7 +79,7 @@ def test_a_record_that_does_not_say_how_it_was_made_is_refused(
 def test_a_broken_record_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "short.json").write_text('{"command": ')
-    monkeypatch.setattr(evidence, "DATA", tmp_path)
+    monkeypatch.setattr(records, "DATA", tmp_path)
     with pytest.raises(ValueError, match=r"short\.json is no JSON .*make it again"):
         load_record("short")
 

@@ -10,7 +10,7 @@ import torch
 
 from dora_lesson import shapes
 from dora_lesson.__main__ import main
-from dora_lesson.evidence import PROVENANCE
+from dora_lesson.records import PROVENANCE
 from dora_lesson.shapes import llama_config, measure_shape, random_llama
 
 SMALL = {

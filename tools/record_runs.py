@@ -24,9 +24,9 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from dora_lesson.adapters import add_adapters, effective_weights, merge_adapters
-from dora_lesson.evidence import provenance
 from dora_lesson.geometry import direction_change, magnitude_change
 from dora_lesson.models import load_base
+from dora_lesson.records import provenance
 from dora_lesson.scoring import score
 from dora_lesson.task_api import answer, load_task_api
 from dora_lesson.training import finetune

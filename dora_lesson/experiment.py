@@ -1,0 +1,182 @@
+"""Paired runs of several methods: a design in a YAML file, one JSON record a run, to be stopped and gone on with.
+
+A run fine-tunes a base on the Task API set with one method, rank, rate and seed, and is judged by the loss on held-out
+replies, which tells methods apart long before a score of whole replies does. `evidence` reads and compares the records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from dora_lesson.adapters import adapted_layers, add_adapters
+from dora_lesson.designs import Design, Setting
+from dora_lesson.models import load_base
+from dora_lesson.records import provenance, read_runs
+from dora_lesson.task_api import Item, encode_chat, load_task_api
+from dora_lesson.training import Collator, finetune
+
+
+def one_run(setting: Setting, command: str) -> dict[str, Any]:
+    """Train, judge on the held-out chats, and return the record of the run, which names the command that makes it."""
+    four_bit = setting.method.startswith("q")
+    model, tokenizer = load_base(setting.base or "embedded", four_bit=four_bit, dtype=setting.dtype)
+    torch.manual_seed(setting.seed)
+    if setting.method == "full":
+        model.requires_grad_(True)
+    else:
+        size: dict[str, Any] = {"r": setting.r, "lora_alpha": setting.lora_alpha, "lora_dropout": setting.lora_dropout}
+        add_adapters(model, setting.method[-4:], **size, target_modules=setting.target_modules)
+    if setting.A_spread:
+        for layer in adapted_layers(model).values():
+            torch.nn.init.normal_(layer.lora_A, std=setting.A_spread)
+    began = time.process_time()
+    result = finetune(
+        model, tokenizer, load_task_api("train"), steps=setting.steps, batch_size=setting.batch_size,
+        learning_rate=setting.learning_rate, seed=setting.seed, label=setting.name,
+    )  # fmt: skip
+    spent = time.process_time() - began
+    clock = {} if torch.cuda.is_available() else {"processor_seconds": round(spent, 2)}
+    losses, right = reply_losses(model, tokenizer, list(load_task_api(setting.split))[: setting.held_out])
+    return {
+        **provenance(command, [setting.seed]),
+        "config": _config(setting),
+        "trained_parameters": result.trained_parameters,
+        "seconds": round(result.seconds, 2),
+        **clock,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "losses": [round(loss, 4) for loss in result.losses],
+        "scores": {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)},
+        "item_losses": [round(loss, 4) for loss in losses],
+    }
+
+
+@torch.no_grad()
+def reply_losses(
+    model: Any, tokenizer: Any, items: Iterable[Item], batch_size: int = 4
+) -> tuple[list[float], list[float]]:
+    """For each item, over its reply's tokens: the mean loss (nats a token), and the share guessed right at first."""
+    chats = [encode_chat(tokenizer, item["messages"]) for item in items]
+    order = sorted(range(len(chats)), key=lambda i: len(chats[i]["input_ids"]))
+    collate, device = Collator(tokenizer.pad_token_id), next(model.parameters()).device
+    losses, right = [0.0] * len(chats), [0.0] * len(chats)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([chats[i] for i in chosen])
+        labels = batch.pop("labels")[:, 1:].to(device)
+        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        logits = model(**batch).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        counts = (labels != -100).sum(dim=1)
+        hits = (logits.argmax(dim=-1) == labels).sum(dim=1) / counts
+        for place, i in enumerate(chosen):
+            losses[i], right[i] = (loss.sum(dim=1) / counts)[place].item(), hits[place].item()
+    return losses, right
+
+
+def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[str, Any]]:
+    """Make the runs of a design that `folder` does not hold yet, and return the records of those to compare.
+
+    Args:
+        design: from `read_design`.
+        folder: one JSON file a run. None is ever written over.
+        jobs: runs at a time. They share the processor's cores; on one GPU leave it at 1.
+
+    Raises:
+        ValueError: the folder holds a record that was made with another setting than the design has under its name.
+    """
+    folder = Path(folder)
+    tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
+    total = len(tuning) + len(design.arms) * len(design.seeds)
+    with tqdm(total=total, desc="runs", unit="run") as bar:
+        best = {arm: rates[0] for arm, rates in design.arms}
+        losses: dict[tuple[Setting, float], float] = {}
+        while tuning:
+            settings = [replace(a, learning_rate=q, seed=design.tuning_seed, split="validation") for a, q in tuning]
+            records = _make(settings, design.command, folder, jobs, bar)
+            losses |= {pair: _loss(record) for pair, record in zip(tuning, records, strict=True)}
+            arms = list(dict.fromkeys(arm for arm, _ in tuning))
+            tuning = []
+            for arm in arms:
+                tried = {rate: loss for (a, rate), loss in losses.items() if a == arm}
+                best[arm] = min(tried, key=lambda rate: tried[rate])
+                if best[arm] in (min(tried), max(tried)):
+                    tuning.append((arm, best[arm] * 2 if best[arm] == max(tried) else best[arm] / 2))
+            total += len(tuning)
+            bar.total = total
+        compared = itertools.product(design.seeds, best)
+        settings = [replace(arm, learning_rate=best[arm], seed=seed, split="test") for seed, arm in compared]
+        return _make(settings, design.command, folder, jobs, bar)
+
+
+def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, bar: Any) -> list[dict[str, Any]]:
+    """The records of these settings, in their order: those that are there, then the others as they are made."""
+    there = read_runs(folder)
+    todo = [setting for setting in settings if setting.name not in there]
+    for setting in settings:
+        if setting.name in there and (differing := _differing(there[setting.name]["config"], setting)):
+            raise ValueError(
+                f"{folder.name}/{setting.name}.json no longer matches: {differing}. Nothing is written "
+                "over: pass another --folder, or move the old records away."
+            )
+    bar.update(len(settings) - len(todo))
+    kinds = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+    if "forkserver" in kinds:
+        context.set_forkserver_preload([__name__])  # a fresh process a run, whose memory is its own; imports only once
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with context.Pool(jobs, initializer=torch.set_num_threads, initargs=(threads,), maxtasksperchild=1) as pool:
+        for setting, record in pool.imap_unordered(partial(_quiet_run, command=command), todo):
+            _write(folder / f"{setting.name}.json", record)
+            there[setting.name] = record
+            bar.update()
+    return [there[setting.name] for setting in settings]
+
+
+def _quiet_run(setting: Setting, command: str) -> tuple[Setting, dict[str, Any]]:
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar would be one of several
+        return setting, one_run(setting, command)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if path.exists():
+        raise ValueError(f"{path.name} has come to be meanwhile: another experiment runs in {path.parent.name}.")
+    partial.rename(path)
+
+
+def _differing(config: dict[str, Any], setting: Setting) -> str:
+    """The first entry in which a record's config is not the setting's, in words, or nothing."""
+    wanted = _config(setting)
+    for key in wanted | config:
+        if config.get(key) != wanted.get(key):
+            return f"its {key} is {config.get(key)!r}, and {wanted.get(key)!r} is asked for"
+    return ""
+
+
+def _config(setting: Setting) -> dict[str, Any]:
+    return {**dataclasses.asdict(setting), "target_modules": list(setting.target_modules)}
+
+
+def _loss(record: dict[str, Any]) -> float:
+    loss: float = record["scores"]["loss"]
+    return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,90 @@
+"""Records in `data/records`: how they say what made them, and how they are read."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dora_lesson.environment import DATA
+
+PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
+_RECORDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+
+
+def load_record(name: str) -> dict[str, Any]:
+    """A recorded result of `data/records`, with the command, date, hardware, versions and seeds that made it.
+
+    Raises:
+        ValueError: no such record, a broken one, or one that does not say how it was made.
+    """
+    path = DATA / "records" / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise ValueError(f"There is no record {name!r}; there are: {there}.")
+    return _read(path)
+
+
+def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The records in a folder of runs, one a file, by the files' names.
+
+    Raises:
+        ValueError: a file that is no record, or one that does not say how it was made.
+    """
+    return {path.stem: _read(path) for path in sorted(Path(folder).glob("*.json"))}
+
+
+def load_runs(name: str) -> list[dict[str, Any]]:
+    """The recorded runs of an experiment in `data/records`, such as "sweep".
+
+    Raises:
+        ValueError: there is no such experiment, or one of its records is broken.
+    """
+    folder = DATA / "records" / name
+    if not (runs := list(read_runs(folder).values())):
+        raise ValueError(f"There are no runs in data/records/{name}: the course's own are in data/records/sweep.")
+    return runs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no JSON ({error}): make it again with its command.") from None
+    if missing := [key for key in PROVENANCE if not record.get(key)]:
+        raise ValueError(f"The record {path.stem!r} does not say its {missing[0]}: make it again with its command.")
+    return record
+
+
+def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a record says of how it was made: command, date, hardware, versions, seeds."""
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    else:
+        threads = torch.get_num_threads()
+        hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    versions = {name: importlib.metadata.version(name) for name in _RECORDED}
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {
+        "command": command,
+        "date": today,
+        "hardware": hardware,
+        "versions": {"python": platform.python_version(), **versions},
+        "seeds": list(seeds),
+    }
+
+
+def _processor() -> str:
+    """The processor's name; platform.processor() is empty on many a Linux."""
+    try:
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.M)
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
