@@ -90,9 +90,7 @@ def read_design(path: str | Path | None = None, base: str | None = None) -> Desi
     _require(isinstance(said, dict) and set(said) == top, path, f"the keys {', '.join(sorted(top))} are expected")
     seeds, spread = said["seeds"], said["spread"]
     _require(_list_of(seeds, int) and len(set(seeds)) == len(seeds), path, "seeds are a list of different numbers")
-    _require(
-        said["tuning_seed"] not in seeds, path, "the tuning seed is one of seeds: take one that no compared run has"
-    )
+    _require(said["tuning_seed"] not in seeds, path, "tuning_seed is one of seeds; take one that no compared run has")
     _require(isinstance(spread, int | float) and spread > 0, path, f"spread is {spread!r}, but a number above 0")
     common = {key: said[key] for key in ("steps", "batch_size", "held_out", "dtype")}
     common["target_modules"] = tuple(said["target_modules"])

@@ -15,7 +15,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,18 +137,23 @@ def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, ba
                 "over: pass another --folder, or move the old records away."
             )
     bar.update(len(settings) - len(todo))
+    folder.mkdir(parents=True, exist_ok=True)
+    for setting, record in _run_all(todo, command, jobs):
+        _write(folder / f"{setting.name}.json", record)
+        there[setting.name] = record
+        bar.update()
+    return [there[setting.name] for setting in settings]
+
+
+def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple[Setting, dict[str, Any]]]:
+    """Each run in a fresh process, whose memory is its own; pairs of setting and record, as they are done."""
     kinds = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
     if "forkserver" in kinds:
-        context.set_forkserver_preload([__name__])  # a fresh process a run, whose memory is its own; imports only once
+        context.set_forkserver_preload([__name__])  # the libraries are imported once, not once a run
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    folder.mkdir(parents=True, exist_ok=True)
     with context.Pool(jobs, initializer=torch.set_num_threads, initargs=(threads,), maxtasksperchild=1) as pool:
-        for setting, record in pool.imap_unordered(partial(_quiet_run, command=command), todo):
-            _write(folder / f"{setting.name}.json", record)
-            there[setting.name] = record
-            bar.update()
-    return [there[setting.name] for setting in settings]
+        yield from pool.imap_unordered(partial(_quiet_run, command=command), settings)
 
 
 def _quiet_run(setting: Setting, command: str) -> tuple[Setting, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dora_lesson import load_record, paired_difference, records
+from dora_lesson import compare, detectable, load_record, load_runs, paired_difference, records
 from dora_lesson.scoring import score
 from dora_lesson.task_api import load_task_api
 
@@ -111,3 +111,96 @@ def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
 @pytest.mark.parametrize("name", ["short", "four_bit"])
 def test_the_short_records_have_three_paired_seeds(name: str) -> None:
     assert len(load_record(name)["seeds"]) >= 3
+
+
+# Paired runs.
+
+
+def runs(losses: list[float], method: str = "lora", first_seed: int = 0, **changed: Any) -> list[dict[str, Any]]:
+    """Records as `experiment` writes them, as far as a comparison reads them."""
+    return [
+        {
+            "config": {"method": method, "r": 8, "learning_rate": 1e-3, "seed": seed} | changed,
+            "scores": {"loss": loss},
+            "seconds": 100.0,
+            "processor_seconds": 10.0 if method == "lora" else 12.0,
+            "peak_memory_bytes": 2e9 if method == "lora" else 2.2e9,
+        }
+        for seed, loss in enumerate(losses, start=first_seed)
+    ]
+
+
+A = [2.0, 2.5, 2.2, 2.9, 2.4]
+
+
+def test_a_steady_small_difference_shows_through_a_large_spread() -> None:
+    found = compare(
+        runs(A), runs([a - 0.05 + e for a, e in zip(A, [0.01, -0.01, 0, 0.01, -0.01], strict=True)], "dora")
+    )
+    assert found.mean == pytest.approx(-0.05)
+    assert found.measurable and found.low < -0.05 < found.high < 0
+    assert found.detectable == pytest.approx(detectable(0.01, 5))
+    assert str(found).startswith("DoRA − LoRA, loss: -0.050 (-0.0")
+    assert "5 pairs): DoRA is lower." in str(found)
+    assert "1.20 times the time and 1.10 times the memory" in str(found)
+
+
+def test_words_follow_an_interval_that_holds_zero() -> None:
+    found = compare(runs(A), runs([a + e for a, e in zip(A, [0.1, -0.1, 0.05, -0.02, 0.01], strict=True)], "dora"))
+    assert not found.measurable
+    assert "no difference that these runs could show" in str(found)
+    assert f"one of {found.detectable:.3f} would show" in str(found)
+
+
+def test_runs_are_paired_by_seed_whatever_their_order() -> None:
+    b = runs([a - 0.05 for a in A], "dora")
+    assert compare(runs(A), b[::-1]).mean == pytest.approx(-0.05)
+    assert compare(runs(A), b[::-1]).low == compare(runs(A), b).low == pytest.approx(-0.05)
+
+
+def test_the_same_runs_twice_do_not_differ() -> None:
+    found = compare(runs(A), runs(A))
+    assert (found.mean, found.low, found.high, found.time, found.memory, found.differs) == (0, 0, 0, 1, 1, {})
+
+
+def test_what_differs_beside_the_seed_is_told() -> None:
+    found = compare(runs(A), runs(A, "dora", learning_rate=2e-3))
+    assert found.differs == {"method": ("lora", "dora"), "learning_rate": (1e-3, 2e-3)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_single_run_is_refused_with_the_reason(count: int) -> None:
+    with pytest.raises(ValueError, match="five or more are expected: two runs of one method differ as well") as caught:
+        compare(runs(A[:count]), runs(A[:count], "dora"))
+    assert ("is 1 pair" if count == 1 else f"are {count} pairs") in str(caught.value)
+
+
+def test_runs_without_a_partner_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"seeds are \[0, 1, 2, 3, 4\] and \[1, 2, 3, 4, 5\]"):
+        compare(runs(A), runs(A, "dora", first_seed=1))
+    with pytest.raises(ValueError, match="each seed once"):
+        compare(runs(A) + runs(A[:1]), runs(A, "dora"))
+
+
+@pytest.mark.parametrize(("pairs", "least"), [(5, 0.90), (8, 0.91), (20, 0.92)])
+def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says(pairs: int, least: float) -> None:
+    random = np.random.default_rng(pairs)
+    hits, rounds = 0, 300
+    for _ in range(rounds):
+        a = random.normal(size=pairs)
+        found = compare(runs(list(a)), runs(list(a + random.normal(0.3, 1, size=pairs)), "dora"))
+        hits += found.low <= 0.3 <= found.high
+    # 95 % is said; a plain percentile bootstrap covers 85 % of the time with five pairs. Two standard errors are 0.03.
+    assert least - 0.03 < hits / rounds < 0.985
+
+
+@pytest.mark.parametrize("pairs", [2, 5, 12])
+def test_the_detectable_difference_is_found_four_times_in_five(pairs: int) -> None:
+    x = np.random.default_rng(0).normal(detectable(2.0, pairs), 2.0, size=(20_000, pairs))
+    assert (stats.ttest_1samp(x, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable(2.0, pairs + 1) < detectable(2.0, pairs)
+
+
+def test_runs_of_a_folder_that_is_not_there_say_so() -> None:
+    with pytest.raises(ValueError, match="no runs in data/records/nothing"):
+        load_runs("nothing")
