@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dora_lesson.probes import largest_temporary as largest_temporary
     from dora_lesson.probes import measure as measure
     from dora_lesson.probes import saved_bytes as saved_bytes
+    from dora_lesson.published import load_published as load_published
     from dora_lesson.scoring import score as score
     from dora_lesson.shapes import llama_config as llama_config
     from dora_lesson.task_api import answer as answer
@@ -61,6 +62,7 @@ _HOME = {
     "scoring": ["score"],
     "training": ["finetune"],
     "evidence": ["time_in_turns", "load_record", "paired_difference"],
+    "published": ["load_published"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
