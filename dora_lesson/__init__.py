@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dora_lesson.probes import largest_temporary as largest_temporary
     from dora_lesson.probes import measure as measure
     from dora_lesson.probes import saved_bytes as saved_bytes
+    from dora_lesson.published import load_published as load_published
     from dora_lesson.records import load_record as load_record
     from dora_lesson.records import load_runs as load_runs
     from dora_lesson.scoring import score as score
@@ -65,6 +66,7 @@ _HOME = {
     "training": ["finetune"],
     "records": ["load_record", "load_runs"],
     "evidence": ["compare", "detectable", "paired_difference", "time_in_turns"],
+    "published": ["load_published"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,0 +1,70 @@
+"""Published figures, each with its source: what a lesson quotes, it reads from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from dora_lesson.environment import DATA
+
+# "abstract": of that paper only the abstract was read. "thread": somebody reported it in public.
+STATUSES = ("paper", "abstract", "thread", "repository", "documentation", "record", "computed", "measured")
+_OURS = ("computed", "measured")  # by this course, so without an address
+
+
+def load_published(path: str) -> Any:
+    """The published figures of one subject, or what stands at a path in them, such as "commonsense/LLaMA-7B/LoRA".
+
+    A subject is a file of `data/published`: a dict of entries, nested as in the source's table. `about` says what the
+    figures are, with their unit. A `source` (`where`, `url`, `status`) holds for all beside and below it, up to an
+    entry with a source of its own.
+
+    Raises:
+        ValueError: no such subject or entry (the message names those that there are), a broken file, or a figure
+            without a full source.
+    """
+    name, *steps = path.split("/")
+    found = _load(name)
+    for step in steps:
+        entries = dict(enumerate(found)) if isinstance(found, list) else found if isinstance(found, dict) else {}
+        named = {str(key): value for key, value in entries.items()}
+        if step not in named:
+            raise ValueError(f"{path!r} leads nowhere at {step!r}; there are: {', '.join(named) or 'no entries'}.")
+        found = named[step]
+    return found
+
+
+def _load(name: str) -> Any:
+    file = DATA / "published" / f"{name}.json"
+    if not file.is_file():
+        there = ", ".join(sorted(p.stem for p in file.parent.glob("*.json"))) or "none"
+        raise ValueError(f"There are no published figures {name!r}; there are: {there}.")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file.name} is no JSON ({error}): mend the file.") from None
+    for problem in _unsourced(found, name, None):
+        raise ValueError(problem)
+    return found
+
+
+def _unsourced(entries: dict[str, Any], path: str, source: Any) -> Iterator[str]:
+    source = entries.get("source", source)
+    for key, value in entries.items():
+        if key in ("about", "source"):
+            continue
+        if isinstance(value, dict):
+            yield from _unsourced(value, f"{path}/{key}", source)
+        elif lack := _lack(source):
+            yield f"{path}/{key} has {lack}: give its source as where, url and status."
+
+
+def _lack(source: Any) -> str:
+    """What a source lacks, in a few words; empty if nothing."""
+    if not isinstance(source, dict):
+        return "no source"
+    if source.get("status") not in STATUSES:
+        return f"a source of status {source.get('status')!r}, where one of {', '.join(STATUSES)} was expected"
+    needed = ["where"] if source["status"] in _OURS else ["where", "url"]
+    return next((f"a source without {key!r}" for key in needed if not source.get(key)), "")
