@@ -11,12 +11,16 @@ from dora_lesson.checks.lesson_02 import lora_count, lora_forward, movement
 from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_weight
 from dora_lesson.checks.lesson_04 import budget_config, is_dora, merged_copy
 from dora_lesson.checks.lesson_05 import nf4_block, qdora_bytes, t4_setting, why_not_dora
+from dora_lesson.checks.lesson_06 import audit, confounds, enough, noise
 
 __all__ = [
+    "audit",
     "budget_config",
+    "confounds",
     "decompose",
     "direction_change",
     "dora_forward",
+    "enough",
     "factored_norm",
     "is_dora",
     "lora_count",
@@ -26,6 +30,7 @@ __all__ = [
     "merged_weight",
     "movement",
     "nf4_block",
+    "noise",
     "qdora_bytes",
     "recompose",
     "scaling",

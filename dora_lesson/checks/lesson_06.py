@@ -1,0 +1,157 @@
+"""Checks of lesson 06: difference or noise, seeds enough to decide, what else differs, and an audit of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dora_lesson.checks.core import Wrong, call, expect, verdict
+from dora_lesson.evidence import detectable, paired_difference
+from dora_lesson.published import load_published
+
+Attempt = Callable[..., Any]
+SAID = ("higher", "lower", "cannot tell")
+# What a reader may call a claim, beside our own word for it.
+ALSO = {"overstated": {"depends", "wrong"}, "does not run": {"wrong"}, "holds once": {"depends"}}
+
+
+def noise(attempt: Attempt) -> Attempt:
+    """Check `my_noise(a, b) -> "higher", "lower" or "cannot tell"` and return it, or the course's own version."""
+    return verdict(attempt, _examine_noise, _noise, "one pair is none, and five are told by their differences.")
+
+
+def enough(attempt: Attempt) -> Attempt:
+    """Check `my_enough(spread, difference, minutes, budget) -> seeds or 0` and return it, or the course's own."""
+    return verdict(attempt, _examine_enough, _enough, "no seed too many, none too few, and 0 where time is short.")
+
+
+def confounds(attempt: Attempt) -> Attempt:
+    """Check `my_confounds(a, b) -> set of names` and return it, or the course's own version."""
+    return verdict(attempt, _examine_confounds, _confounds, "all that differs is told, and nothing else.")
+
+
+def audit(attempt: Attempt) -> Attempt:
+    """Check `my_audit() -> {claim: verdict}` and return it, or the course's own version."""
+    return verdict(attempt, _examine_audit, _audit, "a verdict on every claim, each as the sources bear it out.")
+
+
+# The course's own versions.
+
+
+def _noise(a: Sequence[float], b: Sequence[float]) -> str:
+    if len(a) < 2:
+        return "cannot tell"
+    found = paired_difference(a, b)
+    return "higher" if found.low > 0 else "lower" if found.high < 0 else "cannot tell"
+
+
+def _enough(spread: float, difference: float, minutes: float, budget: float) -> int:
+    seeds = 2
+    while detectable(spread, seeds) > difference:
+        seeds += 1
+    return seeds if 2 * seeds * minutes <= budget else 0
+
+
+def _confounds(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
+    return {key for key in a | b if a.get(key) != b.get(key)} - {"method", "seed"}
+
+
+def _audit() -> dict[str, str]:
+    return {name: claim["verdict"] for name, claim in claims().items()}
+
+
+def claims() -> dict[str, Any]:
+    """The claims to be judged, by name."""
+    return {name: claim for name, claim in load_published("claims").items() if name not in ("about", "source")}
+
+
+# How they are examined.
+
+_STEADY = [61.0, 70.2, 55.1, 66.3, 58.8]
+
+
+def _examine_noise(attempt: Attempt) -> None:
+    higher = [a + gain for a, gain in zip(_STEADY, [0.5, 0.6, 0.4, 0.5, 0.6], strict=True)]
+    uneven = [a + gain for a, gain in zip(_STEADY, [9.0, -4.0, 7.0, -6.0, 2.0], strict=True)]
+    one = "two single runs say nothing: the same method differs from itself when the seed changes."
+    steady = "five pairs differ by 0.4 to 0.6, all one way; subtract pair by pair before you look at the spread."
+    wild = "the mean difference is 1.6, but the five are +9, −4, +7, −6 and +2; how sure is that mean?"
+    cases = [
+        ([47.8], [46.9], "cannot tell", one),
+        ([74.7], [78.4], "cannot tell", one),
+        (_STEADY, uneven, "cannot tell", wild),
+        (_STEADY, higher, "higher", steady),
+        (higher, _STEADY, "lower", "b is below a in all five pairs; look at the sign of b − a."),
+        (_STEADY, _STEADY, "cannot tell", "these are the same scores twice; zero lies in the interval."),
+    ]
+    for a, b, right, why in cases:
+        said = call(attempt, a, b)
+        expect(said in SAID, f"it says {said!r}; the answers are {', '.join(SAID)}.")
+        expect(said == right, f"for a={a} and b={b} it says {said!r}: {why}")
+
+
+def _examine_enough(attempt: Attempt) -> None:
+    # A thousand minutes are enough for any of these.
+    for spread, difference in [(1.0, 1.0), (0.01, 0.005), (2.0, 9.0), (1.5, 0.5)]:
+        right = _enough(spread, difference, minutes=1, budget=1000)
+        said = call(attempt, spread, difference, 1, 1000)
+        expect(
+            isinstance(said, int) and said > 0,
+            f"it gives back {said!r} where there is time; return a whole number of seeds.",
+        )
+        asked = f"for a spread of {spread:g} and a difference of {difference:g}"
+        if said != right:
+            found = detectable(spread, max(said, 2))
+            way = "too few" if said < right else "more than it takes"
+            raise Wrong(f"{asked} it says {said} seeds, {way}: what {max(said, 2)} detect is {found:.3g}.")
+        expect(call(attempt, spread, difference, 1, 2 * right) == right, f"{asked}, 2 × {right} minutes are enough.")
+        short = call(attempt, spread, difference, 1, 2 * right - 1)
+        expect(short == 0, f"{asked}, {2 * right - 1} minutes are too few for {right} seeds of two methods each.")
+
+
+_FULL = {"method": "lora", "r": 32, "lora_alpha": 64, "learning_rate": 3e-4, "lora_dropout": 0.05, "seed": 0}
+_ARMS: list[tuple[dict[str, Any], dict[str, Any], set[str], str]] = [
+    (_FULL, _FULL | {"method": "dora"}, set(), "these arms differ in the method alone."),
+    (_FULL, _FULL | {"method": "dora", "seed": 1}, set(), "seeds are what pairs are made of; leave them out."),
+    (_FULL, _FULL | {"method": "dora", "learning_rate": 1e-4}, {"learning_rate"}, "the rates differ."),
+    (
+        _FULL,
+        _FULL | {"method": "dora", "r": 16, "lora_alpha": 32},
+        {"r", "lora_alpha"},
+        "r and lora_alpha differ, although their ratio does not.",
+    ),
+    (
+        {"method": "qlora", "r": 64, "lora_alpha": 16, "lora_dropout": 0.1},
+        {"method": "qdora", "r": 64, "lora_alpha": 64, "A_spread": 0.125},
+        {"lora_alpha", "lora_dropout", "A_spread"},
+        "what only one arm names differs too; look at the keys of both.",
+    ),
+]
+
+
+def _examine_confounds(attempt: Attempt) -> None:
+    for a, b, right, why in [*_ARMS, *((b, a, right, why) for a, b, right, why in _ARMS)]:
+        before = dict(a), dict(b)
+        said = call(attempt, a, b)
+        expect((a, b) == before, "it changed a configuration that it was given; make a copy.")
+        listed = not isinstance(said, str | dict) and hasattr(said, "__iter__")
+        expect(listed, f"a {type(said).__name__} comes back; return the names that differ, as a set.")
+        names = set(said)
+        expect("method" not in names, "the method is what is compared; leave it out.")
+        expect(names == right, f"for {a} and {b} it names {sorted(names) or 'nothing'}: {why}")
+
+
+def _examine_audit(attempt: Attempt) -> None:
+    said, ours = call(attempt), claims()
+    expect(isinstance(said, dict), f"a {type(said).__name__} comes back; return a dict of claim: verdict.")
+    words = {claim["verdict"] for claim in ours.values()}
+    for name, word in said.items():
+        expect(name in ours, f"there is no claim {name!r}; the names stand in the table.")
+        expect(word in words, f"{name!r} is called {word!r}; the verdicts are {', '.join(sorted(words))}.")
+    missing = [name for name in ours if name not in said]
+    apart = [
+        name for name in said if said[name] not in {ours[name]["verdict"]} | ALSO.get(ours[name]["verdict"], set())
+    ]
+    told = f"{len(said) - len(apart)} of {len(ours)} verdicts are borne out; "
+    expect(not apart, f"{told}look again at {', '.join(apart)}.")
+    expect(not missing, f"{told}still without one: {', '.join(missing)}.")
