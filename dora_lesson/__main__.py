@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from dora_lesson.environment import SetupError, doctor
+from dora_lesson.environment import SetupError, doctor, quiet_known_noise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
     runs.add_argument("--plan", action="store_true", help="say what would be run and what it can detect, and stop")
     chosen = parser.parse_args(arguments)
+    quiet_known_noise()
     try:
         if chosen.command == "measure":
             return _measure(chosen)
