@@ -119,6 +119,11 @@ def _figures(notebook: Any, _: str) -> Iterator[str]:
                 yield f"{cell.id}: a figure without a printed sentence with its numbers"
 
 
+def words(cell: Any) -> int:
+    """Words that a reader sees: comments, which bind numbers to their sources, are none."""
+    return len(re.sub(r"<!--.*?-->", "", cell.source, flags=re.S).split())
+
+
 def _lines(cell: Any) -> int:
     return sum(bool(line.strip()) for line in cell.source.splitlines())
 
@@ -127,9 +132,9 @@ def _sizes(notebook: Any, number: str) -> Iterator[str]:
     fewest, most, few_words, many_words = SIZES.get(number, DEFAULT_SIZE)
     if not fewest <= len(notebook.cells) <= most:
         yield f"{len(notebook.cells)} cells; {fewest} to {most} are the form"
-    words = sum(len(cell.source.split()) for cell in _markdown(notebook))
-    if not few_words <= words <= many_words:
-        yield f"{words} words; {few_words} to {many_words} are the form"
+    written = sum(words(cell) for cell in _markdown(notebook))
+    if not few_words <= written <= many_words:
+        yield f"{written} words; {few_words} to {many_words} are the form"
     lengths = [_lines(cell) for cell in _code(notebook)]
     if statistics.median(lengths) > 8:
         yield f"the median code cell has {statistics.median(lengths)} lines; 8 are the form"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from dora_lesson import adapter_parameters, llama_config, load_published, published
+from tools import notebooks
 
 SUBJECTS = sorted(path.stem for path in (published.DATA / "published").glob("*.json"))
 SOURCE = {"where": "Table 1", "url": "https://example.org", "status": "paper"}
@@ -40,6 +42,23 @@ def test_a_figure_is_reached_by_its_path() -> None:
 def test_a_path_that_leads_nowhere_names_what_there_is(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(path)
+
+
+def test_the_figures_are_installed_with_the_package() -> None:
+    patterns = notebooks.tomllib.loads((notebooks.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "published/*.json" in patterns["package-data"]["dora_lesson.data"]
+
+
+def test_no_key_stands_in_the_way_of_a_path() -> None:
+    """A path is split at "/" and stands in a table's cell, in a comment: no key may hold what ends one of these."""
+
+    def keys(entry: Any) -> Iterator[str]:
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            yield key
+            yield from keys(value)
+
+    for name in SUBJECTS:
+        assert [key for key in keys(load_published(name)) if re.search(r"[/|`$>]|--", key)] == []
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
