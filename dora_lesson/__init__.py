@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dora_lesson.adapters import add_adapters as add_adapters
     from dora_lesson.adapters import merge_adapters as merge_adapters
     from dora_lesson.adapters import remove_adapters as remove_adapters
+    from dora_lesson.advisor import recommend as recommend
     from dora_lesson.embedded import prepare as prepare
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
@@ -55,6 +56,7 @@ _HOME = {
     "layers": ["LoRALinear", "DoRALinear"],
     "adapters": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
     "adapter_files": ["save_adapters", "load_adapters"],
+    "advisor": ["recommend"],
     "memory": ["adapter_parameters", "estimate", "trainable_count"],
     "probes": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
     "embedded": ["prepare"],

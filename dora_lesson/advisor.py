@@ -1,0 +1,134 @@
+"""Constraints in; method, configuration, memory, cost, reasons and what would change the answer, out.
+
+The tree asks three questions. Does a step fit at all? May and can the base stay in 16 bits? Is DoRA wanted, and can it
+be had? `recommend` walks it, and `tree_figure` draws it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dora_lesson import advice
+from dora_lesson.constraints import PACKED, Request, checked
+from dora_lesson.fitting import Fit, find_fit, usable_bytes
+from dora_lesson.snippets import lora_config, snippet
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "qdora": "QDoRA"}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer. Print it.
+
+    `method` is LoRA, DoRA, QLoRA or QDoRA, or None where nothing can be recommended; then `r` is 0, `fit` None and
+    `config` and `snippet` are empty. `config` holds the arguments of PEFT's `LoraConfig`. `answers` are the tree's
+    questions, as far as they were asked, with yes or no.
+    """
+
+    request: Request
+    method: str | None
+    fit: Fit | None
+    answers: dict[str, bool]
+    config: dict[str, Any]
+    snippet: str
+    cost: list[str]
+    reasons: list[str]
+    would_change: list[str]
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return self.fit.r if self.fit else 0
+
+    @property
+    def memory(self) -> Any:
+        """The `MemoryEstimate` of a training step with this course's layers; `fit.peak` adds what PEFT's take."""
+        return self.fit.expected if self.fit else None
+
+    def __str__(self) -> str:
+        asked = self.request
+        served = "beside a packed base" if asked.inference == "4-bit" else asked.inference
+        head = f"{asked.label} on {asked.vram_gb:g} GB, {asked.priority} first, served {served} ({asked.stack})"
+        if self.fit is None:
+            lines = [f"Nothing to recommend: {head}"]
+        else:
+            fit = self.fit
+            again = ", gradient checkpointing" if fit.gradient_checkpointing else ""
+            lines = [
+                f"{self.method}, r = {self.r}: {head}",
+                f"  setting  {fit.batch_size} × {fit.sequence_length} tokens a pass, "
+                f"{fit.gradient_accumulation_steps} passes a step{again}",
+                f"  memory   {fit.peak / 1e9:.1f} GB at the peak with PEFT's layers "
+                f"({fit.expected.total / 1e9:.1f} with this course's), of {usable_bytes(asked.vram_gb) / 1e9:.1f} that "
+                "may be planned",
+            ]
+        for title, said in [("cost", self.cost), ("why", self.reasons), ("what would change it", self.would_change)]:
+            lines += [f"  {title}", *(f"    - {each}" for each in said)] if said else []
+        return "\n".join(lines)
+
+
+def recommend(
+    vram_gb: float,
+    model: Any,
+    priority: str = "quality",
+    *,
+    inference: str = "merged",
+    stack: str = "peft",
+    sequence_length: int = 512,
+    bfloat16: bool = True,
+) -> Recommendation:
+    """Choose between LoRA, DoRA, QLoRA and QDoRA for one GPU.
+
+    DoRA is named where quality is first, the adapter will be merged and the stack takes it: elsewhere its price is
+    certain and its gain was not shown (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so,
+    unless memory is first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
+
+    Args:
+        vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it.
+        model: a shape of `llama_config`, "embedded", a model of the hub, or a configuration of transformers.
+        priority: quality, time or memory.
+        inference: merged (into 16-bit weights, after training), unmerged (the adapter beside the 16-bit base) or 4-bit
+            (the adapter beside a packed base).
+        stack: what it trains or serves with: peft, vllm, deepspeed, fsdp; or gptq, awq, torchao: a base packed so.
+        sequence_length: tokens of the longest chat.
+        bfloat16: whether the card has it; a T4 has not.
+
+    Raises:
+        ValueError: a value that is not among those.
+        SetupError: the configuration of a model of the hub cannot be had.
+    """
+    request = checked(vram_gb, model, priority, inference, stack, sequence_length, bfloat16)
+    if stack in PACKED and inference == "merged":
+        return _refused(request, {}, *advice.merge_into_packed(request))
+    wanted = priority == "quality" and inference == "merged" and stack not in PACKED
+    wanted_packed = wanted and stack != "deepspeed"
+    room = usable_bytes(vram_gb)
+    sixteen = stack not in PACKED and inference != "4-bit" and priority != "memory"
+    tried = [("dora" if wanted else "lora")] * sixteen + ["qdora"] * wanted_packed + ["qlora"]
+    for kind in tried:
+        fit = find_fit(request.config, kind, room, frugal=priority == "memory", **request.sizes)
+        if fit is not None:
+            return _answer(request, fit)
+    return _refused(request, {"fits": False}, *advice.too_large(request))
+
+
+def _answer(request: Request, fit: Fit) -> Recommendation:
+    four_bit, dora = fit.method.startswith("q"), fit.method.endswith("dora")
+    return Recommendation(
+        request=request,
+        method=NAMES[fit.method],
+        fit=fit,
+        answers={"fits": True, "sixteen": not four_bit, "dora": dora},
+        config=lora_config(fit),
+        snippet=snippet(
+            fit, request.model_id, "bfloat16" if request.bfloat16 else "float16", packed_already=request.stack in PACKED
+        ),
+        cost=[*advice.cost(request, fit)],
+        reasons=[*advice.why(request, fit)],
+        would_change=[*advice.would_change(request, fit)],
+    )
+
+
+def _refused(request: Request, answers: dict[str, bool], why: list[str], instead: list[str]) -> Recommendation:
+    return Recommendation(request, None, None, answers, {}, "", [], why, instead)
