@@ -5,6 +5,7 @@ The advisor, lesson 07 and the skill it writes read these lines, and nothing els
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Line:
 
 def evidence_lines() -> list[Line]:
     """All lines, the course's own records first. What is read from a record follows the record."""
-    return [*_seeds(), _packed_again(), *_PUBLISHED, *_OPINIONS]
+    return [*_measured(), *_PUBLISHED, *_OPINIONS]
 
 
 def line(name: str) -> Line:
@@ -45,6 +46,11 @@ def line(name: str) -> Line:
     if name not in found:
         raise ValueError(f"There is no line {name!r}; there are: {', '.join(found)}.")
     return found[name]
+
+
+@functools.cache
+def _measured() -> tuple[Line, ...]:
+    return *_seeds(), _packed_again()
 
 
 def _seeds() -> list[Line]:
