@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dora_lesson.evidence import detectable as detectable
     from dora_lesson.evidence import paired_difference as paired_difference
     from dora_lesson.evidence import time_in_turns as time_in_turns
+    from dora_lesson.final import final_check as final_check
     from dora_lesson.geometry import decompose as decompose
     from dora_lesson.geometry import direction_change as direction_change
     from dora_lesson.geometry import magnitude_change as magnitude_change
@@ -35,16 +36,19 @@ if TYPE_CHECKING:
     from dora_lesson.memory import estimate as estimate
     from dora_lesson.memory import trainable_count as trainable_count
     from dora_lesson.models import load_base as load_base
+    from dora_lesson.own_case import interpret as interpret
     from dora_lesson.planning import plan_base as plan_base
     from dora_lesson.probes import held_bytes as held_bytes
     from dora_lesson.probes import largest_temporary as largest_temporary
     from dora_lesson.probes import measure as measure
     from dora_lesson.probes import saved_bytes as saved_bytes
     from dora_lesson.published import load_published as load_published
+    from dora_lesson.reasons import evidence_lines as evidence_lines
     from dora_lesson.records import load_record as load_record
     from dora_lesson.records import load_runs as load_runs
     from dora_lesson.scoring import score as score
     from dora_lesson.shapes import llama_config as llama_config
+    from dora_lesson.skill import write_skill as write_skill
     from dora_lesson.task_api import answer as answer
     from dora_lesson.task_api import load_task_api as load_task_api
     from dora_lesson.training import finetune as finetune
@@ -57,6 +61,10 @@ _HOME = {
     "adapters": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
     "adapter_files": ["save_adapters", "load_adapters"],
     "advisor": ["recommend"],
+    "reasons": ["evidence_lines"],
+    "own_case": ["interpret"],
+    "skill": ["write_skill"],
+    "final": ["final_check"],
     "memory": ["adapter_parameters", "estimate", "trainable_count"],
     "probes": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
     "embedded": ["prepare"],

@@ -9,7 +9,8 @@ import functools
 import statistics
 from dataclasses import dataclass
 
-from dora_lesson.evidence import load_record, paired_difference
+from dora_lesson.evidence import paired_difference
+from dora_lesson.records import load_record
 
 KINDS = ("measured", "published", "opinion")
 PAPER = "Liu et al., arXiv 2402.09353v6"

@@ -1,7 +1,11 @@
-"""Live figures: sliders that redraw a figure. Where nothing runs, the sentence of `__repr__` stands in their place."""
+"""What a reader moves and clicks: live figures, the advisor, the quiz, text to copy.
+
+Where nothing runs, the sentence of `__repr__` stands in their place.
+"""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +13,11 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from dora_lesson import plots
+from dora_lesson.advisor import recommend
+from dora_lesson.constraints import INFERENCE, PRIORITIES, STACKS
+from dora_lesson.quiz import QUESTIONS, Question
+from dora_lesson.shapes import SHAPES
+from dora_lesson.tree_figure import decision_tree
 
 
 class LiveFigure(ipywidgets.VBox):
@@ -53,3 +62,114 @@ def one_addition() -> LiveFigure:
 def _slider(description: str, value: float, lowest: float, highest: float) -> Any:
     step = 0.1 if isinstance(value, float) else 5
     return ipywidgets.FloatSlider(value=value, min=lowest, max=highest, step=step, description=description)
+
+
+class Advisor(LiveFigure):
+    """The advisor with a slider for the card and menus for the rest: the tree, then the answer in words."""
+
+    def __init__(self) -> None:
+        self.said = ipywidgets.HTML()
+        super().__init__(
+            self._drawn,
+            vram_gb=ipywidgets.IntSlider(value=12, min=4, max=96, description="GPU, GB", continuous_update=False),
+            model=_menu("model", [*SHAPES], "llama-3.1-8b"),
+            priority=_menu("first", PRIORITIES, "quality"),
+            inference=_menu("served", INFERENCE, "merged"),
+            stack=_menu("stack", STACKS, "peft"),
+        )
+        self.children = [*self.sliders.values(), self.picture, self.said]
+
+    def _drawn(self, **asked: Any) -> tuple[Figure, str]:
+        self.found = recommend(**asked)
+        self.said.value = _block(f"{self.found}\n\n{self.found.snippet}")
+        return decision_tree(self.found)
+
+    def __repr__(self) -> str:
+        return (
+            "The advisor, live: run this cell in JupyterLab or Colab to change the constraints. "
+            "The same tree and answer stand below, as printed text."
+        )
+
+
+def advisor() -> Advisor:
+    """The advisor under a slider and menus."""
+    return Advisor()
+
+
+class Quiz(ipywidgets.VBox):
+    """Questions with one right answer each; a click on an answer says whether it is right, and why."""
+
+    def __init__(self) -> None:
+        self.asked = [_Asked(number, question, self._count) for number, question in enumerate(QUESTIONS, start=1)]
+        self.score = ipywidgets.HTML()
+        super().__init__([*self.asked, self.score])
+        self._count()
+
+    def _count(self) -> None:
+        right = sum(asked.right for asked in self.asked)
+        self.score.value = f"<b>{right} of {len(self.asked)} right</b>"
+
+    def __repr__(self) -> str:
+        return "A quiz: run this cell in JupyterLab or Colab to answer it. The same questions stand below, folded."
+
+
+class _Asked(ipywidgets.VBox):
+    def __init__(self, number: int, question: Question, after: Callable[[], None]) -> None:
+        self.question, self._after, self.right = question, after, False
+        self.choice = ipywidgets.RadioButtons(options=[*question.options], value=None, layout={"width": "max-content"})
+        self.verdict = ipywidgets.HTML()
+        self.choice.observe(self._judge, names="value")
+        asked = ipywidgets.HTML(f"<b>{number}. {html.escape(question.text)}</b>")
+        super().__init__([asked, self.choice, self.verdict])
+
+    def _judge(self, _: Any) -> None:
+        self.right = self.choice.value == self.question.right
+        word = "correct" if self.right else "not this one"
+        self.verdict.value = html.escape(f"{word}: {self.question.options[self.choice.value]}")
+        self._after()
+
+
+def quiz() -> Quiz:
+    """The course's quiz, without a network."""
+    return Quiz()
+
+
+_COPY = (
+    "const box = this.parentNode.querySelector('textarea'); box.focus(); box.select(); "
+    "const said = this.nextElementSibling; "
+    "const old = () => { said.textContent = document.execCommand('copy') ? 'copied' : 'selected: press Ctrl+C'; }; "
+    "if (navigator.clipboard && window.isSecureContext) "
+    "{ navigator.clipboard.writeText(box.value).then(() => { said.textContent = 'copied'; }, old); } else { old(); }"
+)
+
+
+class CopyBox:
+    """A text in a box with a button that copies it. Where a browser forbids that, the text is selected for Ctrl+C."""
+
+    def __init__(self, title: str, text: str) -> None:
+        self.title, self.text = title, text
+
+    def _repr_html_(self) -> str:
+        rows = min(14, self.text.count("\n") + 2)
+        return (
+            f"<div><b>{html.escape(self.title)}</b><br>"
+            f'<textarea readonly rows="{rows}" style="width: 100%; font-family: monospace" '
+            f'aria-label="{html.escape(self.title)}">{html.escape(self.text)}</textarea><br>'
+            f'<button type="button" onclick="{html.escape(_COPY)}">copy</button> <span></span></div>'
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n\n{self.text}"
+
+
+def copy_box(title: str, text: str) -> CopyBox:
+    """A text to copy with one click, such as a prompt."""
+    return CopyBox(title, text)
+
+
+def _menu(description: str, options: Any, value: str) -> Any:
+    return ipywidgets.Dropdown(options=[*options], value=value, description=description)
+
+
+def _block(text: str) -> str:
+    return f'<pre style="line-height: 1.35; white-space: pre-wrap">{html.escape(text)}</pre>'

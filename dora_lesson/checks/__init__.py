@@ -12,10 +12,12 @@ from dora_lesson.checks.lesson_03 import dora_forward, factored_norm, merged_wei
 from dora_lesson.checks.lesson_04 import budget_config, is_dora, merged_copy
 from dora_lesson.checks.lesson_05 import nf4_block, qdora_bytes, t4_setting, why_not_dora
 from dora_lesson.checks.lesson_06 import audit, confounds, enough, noise
+from dora_lesson.checks.lesson_07 import choose, items_explain, persona_item
 
 __all__ = [
     "audit",
     "budget_config",
+    "choose",
     "confounds",
     "decompose",
     "direction_change",
@@ -23,6 +25,7 @@ __all__ = [
     "enough",
     "factored_norm",
     "is_dora",
+    "items_explain",
     "lora_count",
     "lora_forward",
     "magnitude_change",
@@ -31,6 +34,7 @@ __all__ = [
     "movement",
     "nf4_block",
     "noise",
+    "persona_item",
     "qdora_bytes",
     "recompose",
     "scaling",

@@ -1,0 +1,140 @@
+"""Checks of lesson 07: the tree in code, what the choice of items explains, an item for a persona of one's own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from dora_lesson.checks.core import Wrong, call, expect, verdict
+from dora_lesson.own_case import items_explain as _items_explain
+from dora_lesson.task_api import item_problem, load_task_api
+
+Attempt = Callable[..., Any]
+METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
+
+
+def choose(attempt: Attempt) -> Attempt:
+    """Check `my_choose(fits_16, fits_4, priority, inference, takes_dora) -> method or None` and return it, or ours."""
+    return verdict(attempt, _examine_choose, _choose, "all 72 cases agree with the tree.")
+
+
+def items_explain(attempt: Attempt) -> Attempt:
+    """Check `my_items_explain(p, q, items) -> gap in standard errors` and return it, or the course's own version."""
+    return verdict(attempt, _examine_items, _items_explain, "the gap of two accuracies, in standard errors.")
+
+
+def persona_item(attempt: Attempt) -> Attempt:
+    """Check `my_persona_item() -> item` and return it, or the course's own version."""
+    return verdict(attempt, _examine_item, _persona_item, "the Task API form takes it, and it is not one of ours.")
+
+
+# The course's own versions.
+
+
+def _choose(fits_16: bool, fits_4: bool, priority: str, inference: str, takes_dora: bool) -> str | None:
+    packed = not fits_16 or inference == "4-bit" or priority == "memory"
+    if packed and not fits_4:
+        return None
+    dora = priority == "quality" and inference == "merged" and takes_dora
+    return ("Q" if packed else "") + ("DoRA" if dora else "LoRA")
+
+
+def _persona_item() -> dict[str, Any]:
+    system = (
+        "You are Marlow, a ship's librarian: dry, exact, never unkind. Answer in two sentences, then one JSON call. "
+        "Today is Monday, 2 March 2026. Open tasks: none."
+    )
+    reply = (
+        'The tide tables for Thursday are on your list now. Shall I put the charts beside them?\n{"action": "create", '
+        '"title": "Read the tide tables", "due": "2026-03-05"}'
+    )
+    messages = [("system", system), ("user", "Tide tables. Thursday. I will forget."), ("assistant", reply)]
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return {"id": "marlow-001", "category": "creation", "messages": chat}
+
+
+# How they are examined.
+
+
+def _examine_choose(attempt: Attempt) -> None:
+    priorities, served = ("quality", "time", "memory"), ("merged", "unmerged", "4-bit")
+    cases = itertools.product((True, False), (True, False), priorities, served, (True, False))
+    for fits_16, fits_4, priority, inference, takes_dora in cases:
+        if fits_16 and not fits_4:
+            continue  # no such card
+        said = _named(attempt, (fits_16, fits_4, priority, inference, takes_dora))
+        right = _choose(fits_16, fits_4, priority, inference, takes_dora)
+        if said == right:
+            continue
+        case = f"fits_16={fits_16}, fits_4={fits_4}, {priority} first, served {inference}, takes_dora={takes_dora}"
+        told = f"for {case} it says {said!r}, but {right!r} is right"
+        raise Wrong(f"{told}; {_why(said, right, priority, inference)}")
+
+
+def _named(attempt: Attempt, case: tuple[Any, ...]) -> str | None:
+    """The attempt's answer; None is an answer here, where `call` would take it for an unwritten one."""
+
+    def boxed(*args: Any) -> list[Any]:
+        return [attempt(*args)]
+
+    boxed.__name__ = getattr(attempt, "__name__", "it")
+    (said,) = call(boxed, *case)
+    expect(said is None or said in METHODS, f"it says {said!r}; one of {', '.join(METHODS)}, or None, is expected.")
+    return said
+
+
+def _why(said: str | None, right: str | None, priority: str, inference: str) -> str:
+    if right is None:
+        return "not even a 4-bit base fits."
+    if said is None:
+        return "something fits, so something can be named; does your function return in every case?"
+    if said[0] == "Q" != right[0]:
+        return "the base may stay in 16 bits."
+    if right[0] == "Q" != said[0]:
+        return "the base is in 4 bits: it does not fit otherwise, it is served so, or memory is first."
+    if right.endswith("DoRA"):
+        return "quality is first, the adapter is merged and the stack takes DoRA."
+    if priority != "quality":
+        return "DoRA costs time, and quality is not first."
+    if inference != "merged":
+        return "an adapter that stays beside the base pays DoRA's price at every token."
+    return "the stack does not take DoRA."
+
+
+def _examine_items(attempt: Attempt) -> None:
+    for p, q, items in [(0.40, 0.44, 100), (0.32, 0.56, 500), (0.47, 0.46, 1319)]:
+        said = call(attempt, p, q, items)
+        if isinstance(said, bool) or not isinstance(said, int | float):
+            raise Wrong(f"it gives a {type(said).__name__}, but a number is expected; look at what you return.")
+        right = _items_explain(p, q, items)
+        vp, vq = p * (1 - p), q * (1 - q)
+        apart, gap = ((vp / items) ** 0.5, (vq / items) ** 0.5), q - p
+        for slip, message in [
+            (-right, "the sign is turned round; the gap is q − p."),
+            (gap, "it is the gap itself; divide it by its standard error."),
+            (((vp + vq) / items) ** 0.5, "it is the standard error; divide the gap by it."),
+            (gap / sum(apart), "the two errors are added; add their squares, then take the root."),
+            (gap / apart[0], "only p's error is in it; both scores vary."),
+            (gap / apart[1], "only q's error is in it; both scores vary."),
+            (gap / (vp + vq) ** 0.5, "the number of items is missing; the variance of a share is p (1 − p) / items."),
+            (gap / ((vp + vq) ** 0.5 / items), "the error shrinks with the root of the items, not with the items."),
+            (gap / ((vp + vq) / items), "it divides by the variance; take its root."),
+        ]:
+            expect(abs(said - slip) > 1e-6 * abs(right), f"for {p}, {q} and {items} items: {message}")
+        expect(
+            abs(said - right) < 1e-3 * abs(right),
+            f"for {p}, {q} and {items} items it gives {said:.3f}, but {right:.3f} is right; look at the formula above.",
+        )
+
+
+def _examine_item(attempt: Attempt) -> None:
+    item = call(attempt)
+    expect(isinstance(item, dict), f"a {type(item).__name__} comes back; return a dict.")
+    problem = item_problem(json.dumps(item, default=str))
+    expect(problem is None, f"{problem}.")
+    known = load_task_api("train")[0]["messages"][0]["content"]
+    persona = item["messages"][0]["content"]
+    expect("TaskMaster" not in persona and persona != known, "the persona is TaskMaster still; write one of your own.")
+    expect(len(persona.split()) >= 8, "the system message says too little of the persona; a sentence at least.")

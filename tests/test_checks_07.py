@@ -1,0 +1,150 @@
+"""Lesson 07's checks accept right answers in several styles and name the wrong ones that learners give."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from dora_lesson import checks
+from dora_lesson.checks import lesson_07
+
+# The tree.
+
+
+def nested(fits_16, fits_4, priority, inference, takes_dora):
+    if not fits_4:
+        return None
+    dora = takes_dora and priority == "quality" and inference == "merged"
+    if fits_16 and priority != "memory" and inference != "4-bit":
+        return "DoRA" if dora else "LoRA"
+    return "QDoRA" if dora else "QLoRA"
+
+
+def by_flags(fits_16, fits_4, priority, inference, takes_dora):
+    sixteen = fits_16 and not (priority == "memory" or inference == "4-bit")
+    names = {(True, True): "DoRA", (True, False): "LoRA", (False, True): "QDoRA", (False, False): "QLoRA"}
+    if not (sixteen or fits_4):
+        return None
+    return names[sixteen, (priority, inference, takes_dora) == ("quality", "merged", True)]
+
+
+@pytest.mark.parametrize("attempt", [nested, by_flags])
+def test_a_right_tree_is_accepted(attempt, capsys):
+    assert checks.choose(attempt) is attempt, capsys.readouterr().out
+
+
+def old_tree(fits_16, fits_4, priority, inference, takes_dora):
+    """The tree as tutorials have it: memory, then quality or not."""
+    if fits_16:
+        return "DoRA" if priority == "quality" else "LoRA"
+    if fits_4:
+        return "QDoRA" if priority == "quality" else "QLoRA"
+    return None
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (old_tree, "the stack does not take DoRA"),
+    (lambda a, b, c, d, e: nested(a, b, c, d, True), "the stack does not take DoRA"),
+    (lambda a, b, c, d, e: nested(a, b, c, "merged" if d == "unmerged" else d, e), "at every token"),
+    (lambda a, b, c, d, e: nested(a, b, "quality" if c == "time" else c, d, e), "quality is not first"),
+    (lambda a, b, c, d, e: nested(a, b, "time" if c == "memory" else c, d, e), "memory is first"),
+    (lambda a, b, c, d, e: nested(False, b, c, d, e), "may stay in 16 bits"),
+    (lambda a, b, c, d, e: nested(a, True, c, d, e), "not even a 4-bit base fits"),
+    (lambda a, b, c, d, e: nested(a, b, c, d, e) if a else None, "return in every case"),
+    (lambda a, b, c, d, e: nested(a, b, c, d, False), "the stack takes DoRA"),
+    (lambda a, b, c, d, e: (nested(a, b, c, d, e) or "none").lower(), "one of LoRA, DoRA"),
+    (lambda a, b: "LoRA", "TypeError"),
+])  # fmt: skip
+def test_a_wrong_tree_is_named(attempt, words, capsys):
+    assert checks.choose(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def test_the_lessons_tree_is_the_advisors():
+    """Where both can be asked the same, they say the same."""
+    from dora_lesson import recommend
+
+    for vram_gb in (6, 12, 24):
+        for priority in ("quality", "time", "memory"):
+            for inference in ("merged", "unmerged", "4-bit"):
+                expected = lesson_07._choose(vram_gb == 24, vram_gb >= 12, priority, inference, True)
+                assert recommend(vram_gb, "llama-3.1-8b", priority, inference=inference).method == expected
+
+
+# What the items explain.
+
+
+def in_steps(p, q, items):
+    variance = p * (1 - p) / items + q * (1 - q) / items
+    return (q - p) / variance**0.5
+
+
+@pytest.mark.parametrize("attempt", [in_steps, lambda p, q, n: (q - p) * n**0.5 / (p - p * p + q - q * q) ** 0.5])
+def test_a_right_gap_is_accepted(attempt, capsys):
+    assert checks.items_explain(attempt) is attempt, capsys.readouterr().out
+
+
+def v(p):
+    return p * (1 - p)
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (lambda p, q, n: q - p, "the gap itself"),
+    (lambda p, q, n: ((v(p) + v(q)) / n) ** 0.5, "it is the standard error"),
+    (lambda p, q, n: (p - q) / ((v(p) + v(q)) / n) ** 0.5, "sign"),
+    (lambda p, q, n: (q - p) / ((v(p) / n) ** 0.5 + (v(q) / n) ** 0.5), "add their squares"),
+    (lambda p, q, n: (q - p) / (v(p) / n) ** 0.5, "only p's"),
+    (lambda p, q, n: (q - p) / (v(q) / n) ** 0.5, "only q's"),
+    (lambda p, q, n: (q - p) / (v(p) + v(q)) ** 0.5, "items is missing"),
+    (lambda p, q, n: (q - p) / ((v(p) + v(q)) ** 0.5 / n), "root of the items"),
+    (lambda p, q, n: (q - p) / ((v(p) + v(q)) / n), "variance"),
+    (lambda p, q, n: 2.0, "is right; look at the formula"),
+    (lambda p, q, n: f"{q - p}", "a number is expected"),
+])  # fmt: skip
+def test_a_wrong_gap_is_named(attempt, words, capsys):
+    assert checks.items_explain(attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+# An item of one's own.
+
+OWN = lesson_07._persona_item()
+
+
+def changed(**parts):
+    return lambda: copy.deepcopy(OWN) | parts
+
+
+def said(role, content):
+    item = copy.deepcopy(OWN)
+    item["messages"] = [m | {"content": content} if m["role"] == role else m for m in item["messages"]]
+    return lambda: item
+
+
+@pytest.mark.parametrize("attempt", [
+    changed(id="mine-7"),
+    changed(category="boundaries"),
+    said("assistant", 'No. Ask me about the list instead.\n{"action": "none"}'),
+    said("system", "You are a football coach of few words and much patience, in front of a task list."),
+])  # fmt: skip
+def test_a_right_item_is_accepted(attempt, capsys):
+    assert checks.persona_item(attempt) is attempt, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("attempt", "words"), [
+    (changed(category="fun"), "category is 'fun'"),
+    (changed(note="x"), "exactly the fields"),
+    (changed(messages=OWN["messages"][1:]), "system, user and assistant"),
+    (said("assistant", "It is on your list."), "0 lines with a call"),
+    (said("assistant", 'Done.\n{"action": "create"}'), "create needs the field 'title'"),
+    (said("assistant", 'Done.\n{"action": "create", "title": "x", "due": "Thursday"}'), "a date such as"),
+    (said("assistant", 'Done.\n{"action": "brew"}'), "unknown action 'brew'"),
+    (said("user", " "), "a message is empty"),
+    (said("system", "You are TaskMaster, an assistant in front of a Task API, as ever."), "TaskMaster still"),
+    (said("system", "You are kind."), "says too little"),
+    (lambda: [OWN], "return a dict"),
+])  # fmt: skip
+def test_a_wrong_item_is_named(attempt, words, capsys):
+    assert checks.persona_item(attempt) is not attempt
+    assert words in capsys.readouterr().out

@@ -1,0 +1,95 @@
+"""Two runs in, interpretation out: the numbers are right, one pair gets no interval, prompts carry the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from dora_lesson import paired_difference, recommend
+from dora_lesson.own_case import interpret, items_explain, prompts, recorded_case
+
+
+def case(persona: list[float], accuracy: list[float], minutes: list[float]) -> dict[str, list[float]]:
+    return {"persona consistency": persona, "task accuracy": accuracy, "minutes": minutes}
+
+
+ONE = case([7.0], [0.40], [10.0]), case([7.4], [0.44], [12.6])
+
+
+def test_one_pair_is_refused_an_interval_and_told_why() -> None:
+    said = " ".join(interpret(*ONE, items=100))
+    assert "no interval" in said and "another seed" in said and "95 %" not in said
+    assert "1.26 times as long" in said
+
+
+def test_what_the_items_alone_explain_is_the_binomial_error() -> None:
+    error = (0.40 * 0.60 / 100 + 0.44 * 0.56 / 100) ** 0.5
+    assert items_explain(0.40, 0.44, 100) == pytest.approx(0.04 / error)
+    line = next(line for line in interpret(*ONE, items=100) if line.startswith("items"))
+    assert f"{error:.3f}" in line and f"{0.04 / error:.1f} of these, the items alone explain it" in line
+    many = next(line for line in interpret(*ONE, items=10_000) if line.startswith("items"))
+    assert "more than the items alone explain" in many
+    assert items_explain(0, 0, 50) == 0
+    assert "tell the two apart by nothing" in " ".join(interpret(case([1], [0], [1]), case([1], [0], [1]), items=9))
+
+
+def test_several_seeds_get_the_paired_interval_and_a_verdict() -> None:
+    a = case([7.0, 7.2, 6.8], [0.4, 0.42, 0.38], [10, 10, 10])
+    close = case([7.1, 7.1, 6.9], [0.41, 0.40, 0.40], [12, 12, 12])
+    said = interpret(a, close, items=204)
+    assert str(paired_difference(a["persona consistency"], close["persona consistency"])) in said[0]
+    assert "no difference shown" in said[0] and "no interval" not in " ".join(said)
+    clear = case([8.0, 8.21, 7.79], [0.5, 0.53, 0.48], [12, 12, 12])
+    ahead = interpret(a, clear, items=204)
+    assert "DoRA is ahead by more than its seeds explain; few seeds" in ahead[0]
+    assert "LoRA is ahead" in interpret(clear, a, items=204)[0]
+    assert "the same" in interpret(a, a, items=204)[0]
+
+
+def test_the_seeds_it_asks_for_find_a_difference_four_times_in_five() -> None:
+    a = case([7.0, 7.0, 7.0], [0.4] * 3, [10] * 3)
+    b = case([7.1, 7.5, 6.9], [0.4] * 3, [10] * 3)
+    need = int(interpret(a, b, items=50)[0].split("take about ")[1].split()[0])
+    differences = [0.1, 0.5, -0.1]
+    mean, spread = 1 / 6, stats.tstd(differences)
+
+    def power(n: int) -> float:
+        critical = stats.t.ppf(0.975, n - 1)
+        shift = mean / spread * n**0.5
+        return float(1 - stats.nct.cdf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+    assert power(need) >= 0.8 > power(need - 1)
+
+
+def test_the_recorded_runs_are_a_case() -> None:
+    a, b = recorded_case()
+    assert [len(values) for values in [*a.values(), *b.values()]] == [3] * 6
+    assert "no difference shown" in interpret(a, b, items=68)[0]
+
+
+@pytest.mark.parametrize(("a", "items", "says"), [
+    ({"task accuracy": [44.0]}, 100, "task accuracy holds 44.0, but 0 to 1"),
+    ({"persona consistency": [74]}, 100, "persona consistency holds 74, but 0 to 10"),
+    ({"minutes": [0]}, 100, "minutes above 0"),
+    ({"task accuracy": [0.4, 0.5]}, 100, "task accuracy has 2 and 1 values"),
+    ({"task accuracy": 0.4}, 100, "'task accuracy' is 0.4, but a list"),
+    ({"task accuracy": []}, 100, "but a list with a value a seed"),
+    ({}, 0, "items is 0"),
+])  # fmt: skip
+def test_bad_scores_are_one_sentence(a: dict[str, Any], items: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        interpret(ONE[0] | a, ONE[1], items=items)
+
+
+def test_the_three_prompts_carry_the_readers_numbers() -> None:
+    found = prompts(*ONE, recommend(12, "llama-3.1-8b"), items=204, task="a polite librarian", chats=333)
+    assert [*found] == ["Understand the decomposition", "Configure for my case", "Compare my training runs"]
+    understand, configure, compare = found.values()
+    assert "+0.40" in understand
+    for part in ("12 GB", "a polite librarian", "333 chats", "QDoRA", "use_dora=True", "quality"):
+        assert part in configure
+    assert "| task accuracy | 0.40 | 0.44 |" in compare and "204 held-out" in compare and "no interval" in compare
+    nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
+    assert "none: nothing fits" in nothing["Configure for my case"]

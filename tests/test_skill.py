@@ -1,0 +1,67 @@
+"""SKILL.md has valid front matter, carries the reader's results with sources, and never overwrites an edit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dora_lesson import recommend
+from dora_lesson.own_case import interpret, recorded_case
+from dora_lesson.reasons import evidence_lines
+from dora_lesson.skill import NAME, skill_text, write_skill
+
+A, B = recorded_case()
+
+
+def test_front_matter_is_valid() -> None:
+    text = skill_text(recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert text.startswith("---\n")
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert set(front) == {"name", "description"}
+    assert front["name"] == NAME and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", NAME) and len(NAME) <= 64
+    assert 0 < len(front["description"]) <= 1024 and "Use when" in front["description"]
+
+
+def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -> None:
+    found = recommend(12, "llama-3.1-8b")
+    text = skill_text(found, A, B, items=68)
+    for title in ("Decision rule", "Methods compared", "My results", "My configuration", "Before it ships", "Sources"):
+        assert f"\n## {title}\n" in text
+    for line in interpret(A, B, items=68):
+        assert line in text
+    for line in evidence_lines():
+        assert str(line) in text
+        assert f"\n- {line.source}\n" in text or not line.source
+    assert found.snippet in text
+    assert found.fit is not None
+    assert re.search(rf"\| QDoRA \| 43,319,296 \| {found.fit.peak / 1e9:.1f} \| yes \|", text)
+    assert re.search(r"\| DoRA \| 43,319,296 \| \S+ \| no \|", text)
+    assert "/home/" not in text and "/tmp/" not in text
+
+
+def test_nothing_to_recommend_is_written_as_that() -> None:
+    text = skill_text(recommend(5, "llama-3.1-8b"), A, B, items=68)
+    assert "a card of " in text and "```python" not in text
+
+
+def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:
+    path, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert path == tmp_path / NAME / "SKILL.md" and "is written" in said
+    again, _ = write_skill(tmp_path, recommend(24, "llama-3.1-8b"), A, B, items=68)
+    assert again == path and "24 GB" in path.read_text()
+    path.write_text(path.read_text().replace("My results", "My own results"))
+    mine = path.read_text()
+    beside, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert beside.name == "SKILL.new.md" and "12 GB" in beside.read_text()
+    assert path.read_text() == mine and "left as it is" in said
+
+
+@pytest.mark.parametrize("foreign", ["", "# Somebody else's skill\n"])
+def test_a_file_of_somebody_else_is_left_alone(foreign: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "SKILL.md").write_text(foreign)
+    path, _ = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert path.name == "SKILL.new.md" and (tmp_path / NAME / "SKILL.md").read_text() == foreign
