@@ -84,8 +84,11 @@ def would_change(request: Request, fit: Fit) -> Lines:
         else:
             yield "with another priority than memory, the base could stay in 16 bits on this card"
     if dora:
-        yield "LoRA winning on your task over three seeds or more, or an adapter served unmerged: then LoRA"
-        yield "time or memory first: then LoRA"
+        other = "QLoRA" if four_bit else "LoRA"
+        yield f"{other} winning on your task over three seeds or more, or an adapter served unmerged: then {other}"
+        yield "time or memory first: then QLoRA" if four_bit else "time first: then LoRA; memory first: then QLoRA"
+        if 2 * adapter_parameters(request.config, r=1)[1] > usable_bytes(request.vram_gb):
+            yield "serving on this card too: then inference='4-bit', and QLoRA beside the packed base"
     elif request.stack in PACKED:
         yield "training over the 16-bit checkpoint instead of the packed one: then DoRA can be tried"
     elif request.inference != "merged":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dora_lesson.fitting import Fit
@@ -41,7 +42,7 @@ packing = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.{dtype},
 )"""
     quantised = "\n    quantization_config=packing," if four_bit else ""
-    again = '\n    gradient_checkpointing_kwargs={"use_reentrant": False},' if fit.gradient_checkpointing else ""
+    again = _checkpointing() if fit.gradient_checkpointing else ""
     scaled = "\n    fp16=torch.cuda.is_available(),  # scales the loss: gradients pass through float16"
     return f"""\
 import torch
@@ -62,8 +63,7 @@ model.print_trainable_parameters()
 arguments = TrainingArguments(
     output_dir="adapter",
     per_device_train_batch_size={fit.batch_size},
-    gradient_accumulation_steps={fit.gradient_accumulation_steps},
-    gradient_checkpointing={fit.gradient_checkpointing},{again}
+    gradient_accumulation_steps={fit.gradient_accumulation_steps},{again}
     learning_rate={LEARNING_RATE:g},  # try a third and three times as much before you judge
     warmup_steps=20,
     num_train_epochs=1,{scaled if dtype == "float16" else ""}
@@ -71,6 +71,15 @@ arguments = TrainingArguments(
 )
 # Trainer(model=model, args=arguments, train_dataset=..., data_collator=...).train()
 """
+
+
+def _checkpointing() -> str:
+    """The trainer's two arguments, under the name that the installed transformers gives them (renamed in 5.23)."""
+    from transformers import TrainingArguments
+
+    known = {argument.name for argument in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return f'\n    {name}=True,\n    {name}_kwargs={{"use_reentrant": False}},'
 
 
 def _quoted(value: Any) -> str:

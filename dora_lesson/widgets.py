@@ -85,10 +85,7 @@ class Advisor(LiveFigure):
         return decision_tree(self.found)
 
     def __repr__(self) -> str:
-        return (
-            "The advisor, live: run this cell in JupyterLab or Colab to change the constraints. "
-            "The same tree and answer stand below, as printed text."
-        )
+        return "The advisor, live: run this cell in JupyterLab or Colab to change it. A static twin stands below."
 
 
 def advisor() -> Advisor:

@@ -26,6 +26,7 @@ EXEMPT: dict[str, list[str]] = {
         *("train-by-hand", "timing", "answer-times"),
     ],
     "05_qdora_4bit_llama": ["choose", "train", "answers"],
+    "07_choose_your_adapter": [],
 }
 
 
