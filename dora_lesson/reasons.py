@@ -10,12 +10,10 @@ import statistics
 from dataclasses import dataclass
 
 from dora_lesson.evidence import paired_difference
+from dora_lesson.published import load_published
 from dora_lesson.records import load_record
 
 KINDS = ("measured", "published", "opinion")
-PAPER = "Liu et al., arXiv 2402.09353v6"
-PEFT_DOCS = "https://huggingface.co/docs/peft/developer_guides/lora"
-PEFT_RECORD = "https://github.com/huggingface/peft/tree/main/method_comparison"
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Line:
 
 def evidence_lines() -> list[Line]:
     """All lines, the course's own records first. What is read from a record follows the record."""
-    return [*_measured(), *_PUBLISHED, *_OPINIONS]
+    return [*_measured(), *_published(), *_OPINIONS]
 
 
 def line(name: str) -> Line:
@@ -86,64 +84,84 @@ def _packed_again() -> Line:
     return Line("packed again", "either", "measured", text, "data/records/four_bit.json")
 
 
-_PUBLISHED = [
-    Line(
-        *("low rank", "dora", "published"),
-        "At rank 8 on LLaMA-7B, commonsense tasks, DoRA has 77.9 and LoRA 40.7; at rank 16, 77.5 and 70.9. Single "
-        "runs, and others who re-ran DoRA at rank 16 got 53.6 to 62.7.",
-        f"{PAPER}, Table 15; NVlabs/DoRA issues 14 and 26",
-    ),
-    Line(
-        *("published gains", "dora", "published"),
-        "On commonsense tasks DoRA is 1.0 to 4.4 points above LoRA at equal rank, four models, single runs, with a "
-        "rate chosen for DoRA and one rate for LoRA.",
-        f"{PAPER}, Tables 1 and 8",
-    ),
-    Line(
-        *("QDoRA gains", "dora", "published"),
-        "On Orca-Math QDoRA is 0.19 and 0.24 above QLoRA in exact match, two models, single runs; the two differed in "
-        "rank scaling, dropout and initial spread as well, so that the gap is not the decomposition's alone.",
-        "Answer.AI, https://www.answer.ai/posts/2024-04-26-fsdp-qdora-llama3.html and its code",
-    ),
-    Line(
-        *("tuned rates", "lora", "published"),
-        "With a learning rate tuned for each, LoRA, DoRA and others end within 1 to 2 %.",
-        "arXiv 2602.04998, abstract",
-    ),
-    Line(
-        *("training time", "lora", "published"),
-        "Training with PEFT's DoRA took 26 % longer than with LoRA in PEFT's record (and 10 % more memory); reports "
-        "range from 20 % to twice as long.",
-        f"{PEFT_RECORD}, Llama-3.2-3B, July 2026; huggingface/peft issue 1474",
-    ),
-    Line(
-        *("unmerged cost", "lora", "published"),
-        "Unmerged, PEFT's DoRA answers 139 % slower than its LoRA (17 % slower and with 41 % more memory with "
-        "DoraCaching); merged, both cost what the base costs.",
-        f"{PEFT_DOCS}, Llama-3.1-8B",
-    ),
-    Line(
-        *("vllm", "lora", "published"),
-        "vLLM served LoRA adapters and no unmerged DoRA adapters when last looked up; look again before you decide.",
-        "vllm-project/vllm issue 6983, a thread",
-    ),
-    Line(
-        *("packed bases", "lora", "published"),
-        "PEFT 0.21 refuses DoRA on bases packed by GPTQ, AWQ, AQLM or EETQ and on Transformer-Engine layers; with "
-        "torchao only int8 weight-only takes it.",
-        "PEFT 0.21, tuners/lora",
-    ),
-    Line(
-        *("deepspeed", "lora", "published"),
-        "There are reports of trouble with QDoRA under DeepSpeed ZeRO-2.",
-        PEFT_DOCS,
-    ),
-    Line(
-        *("fsdp", "either", "published"),
-        "QDoRA with FSDP should work in 4 bits, slower than QLoRA; 8 bits are not recommended.",
-        PEFT_DOCS,
-    ),
-]
+@functools.cache
+def _published() -> tuple[Line, ...]:
+    ranks, tasks, orca = (load_published(name) for name in ("ranks", "commonsense", "qdora"))
+    gains = [tasks[model]["DoRA"] - tasks[model]["LoRA"] for model in tasks["headline"] if model in tasks["trained %"]]
+    over = [orca[model]["QDoRA"] - orca[model]["QLoRA"] for model in ("LLaMA2-7B", "LLaMA3-8B")]
+    again = ranks["run again"]["DoRA"]["16"]
+    tuned = load_published("learning_rate_matters/within %")
+    peft, speed = load_published("peft_record/MetaMathQA/DoRA"), load_published("speed")
+    author = speed["training"]["author"]
+    plain, cached = (speed["unmerged inference"][name] for name in ("plain", "DoraCaching"))
+    lora, dora = ranks["LoRA"], ranks["DoRA"]
+    return (
+        Line(
+            *("low rank", "dora", "published"),
+            f"At rank 8 on LLaMA-7B, commonsense tasks, DoRA has {dora['8']} and LoRA {lora['8']}; at rank 16, "
+            f"{dora['16']} and {lora['16']}. Single runs, and others who re-ran DoRA at rank 16 got {min(again)} to "
+            f"{max(again)}.",
+            _where("ranks", "ranks/run again"),
+        ),
+        Line(
+            *("published gains", "dora", "published"),
+            f"On commonsense tasks DoRA is {min(gains):.1f} to {max(gains):.1f} points above LoRA at equal rank, four "
+            "models, single runs, with a rate chosen for DoRA and one rate for LoRA.",
+            _where("commonsense", "commonsense/set-up/learning rate"),
+        ),
+        Line(
+            *("QDoRA gains", "dora", "published"),
+            f"On Orca-Math QDoRA is {over[0]:.2f} and {over[1]:.2f} above QLoRA (exact match), two models, one run each. "
+            "The two differed in scaling, dropout and initial spread as well.",
+            _where("qdora", "qdora/set-up"),
+        ),
+        Line(
+            *("tuned rates", "lora", "published"),
+            f"With a learning rate tuned for each, LoRA, DoRA and others end within {tuned['lowest']} to "
+            f"{tuned['highest']} %.",
+            _where("learning_rate_matters"),
+        ),
+        Line(
+            *("training time", "lora", "published"),
+            f"Training with PEFT's DoRA took {peft['more time %']} % longer than with LoRA in PEFT's record (and "
+            f"{peft['more memory %']} % more memory); reports range from {author['more time %']} % longer to twice as long.",
+            _where("peft_record", "speed"),
+        ),
+        Line(
+            *("unmerged cost", "lora", "published"),
+            f"Unmerged, PEFT's DoRA answers {plain['more time %']} % slower than its LoRA ({cached['more time %']} % "
+            f"slower and with {cached['more memory %']} % more memory with DoraCaching); merged, both cost what the "
+            "base costs.",
+            _where("speed/unmerged inference"),
+        ),
+        Line(
+            *("vllm", "lora", "published"),
+            "vLLM served LoRA adapters and no unmerged DoRA adapters when last looked up. Look again yourself.",
+            _where("support/vLLM"),
+        ),
+        Line(
+            *("packed bases", "lora", "published"),
+            "PEFT 0.21 refuses DoRA on bases packed by GPTQ, AWQ, AQLM or EETQ and on Transformer-Engine layers; with "
+            "torchao only int8 weight-only takes it.",
+            _where("support/other quantised layers", "support/torchao"),
+        ),
+        Line(
+            *("deepspeed", "lora", "published"),
+            "There are reports of trouble with QDoRA under DeepSpeed ZeRO-2.",
+            _where("support"),
+        ),
+        Line(
+            *("fsdp", "either", "published"),
+            "QDoRA with FSDP should work in 4 bits, slower than QLoRA; 8 bits are not recommended.",
+            _where("support"),
+        ),
+    )
+
+
+def _where(*paths: str) -> str:
+    sources = [load_published(f"{path}/source") for path in paths]
+    return "; ".join(f"{source['where']} ({source['url']})" for source in sources)
+
 
 _OPINIONS = [
     Line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dora_lesson import load_record, paired_difference, reasons
+from dora_lesson import load_published, load_record, paired_difference, reasons
 
 
 def test_every_line_has_a_kind_and_a_source_or_is_an_opinion() -> None:
@@ -38,6 +38,26 @@ def test_a_record_that_shows_a_difference_is_told_as_one(monkeypatch: pytest.Mon
     found = {line.name: line for line in reasons._seeds()}
     assert found["short, persona_consistency"].side == "dora" and found["four_bit, persona_consistency"].side == "lora"
     assert "zero is outside" in found["short, persona_consistency"].text
+
+
+def test_published_lines_follow_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, numbers in [
+        ("low rank", ["77.9", "40.7", "77.5", "70.9", "53.6 to 62.7"]),
+        ("published gains", ["1.0 to 4.4"]),
+        ("QDoRA gains", ["0.19 and 0.24"]),
+        ("training time", ["26 %", "10 %", "20 %"]),
+        ("unmerged cost", ["139 %", "17 %", "41 %"]),
+        ("tuned rates", ["1 to 2 %"]),
+    ]:
+        line = reasons.line(name)
+        assert all(number in line.text for number in numbers), line.text
+        assert "https://" in line.source
+    changed = load_published("peft_record/MetaMathQA/DoRA") | {"more time %": 5}
+    monkeypatch.setattr(
+        reasons, "load_published", lambda path: changed if path.endswith("MathQA/DoRA") else load_published(path)
+    )
+    fresh = {line.name: line for line in reasons._published.__wrapped__()}
+    assert "took 5 % longer" in fresh["training time"].text
 
 
 def test_an_unknown_line_names_those_that_there_are() -> None:
