@@ -1,0 +1,96 @@
+"""What a class has done: one line a submitted notebook, one column an exercise, read from what the check cells printed.
+
+    python -m tools.collect submissions results.csv
+
+Reads every .ipynb below the folder and runs none. The table says `correct`, `wrong`, `not yet`, `not run` (the check is
+there and printed nothing) or `missing` (the check is not there), and nothing where the exercise is of another lesson.
+A file that is no notebook, or none of this course, says so in the column `problem`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped]
+
+from tools import notebooks
+
+VERDICTS = ("correct", "wrong", "not yet")
+CHECK = re.compile(r"\bchecks\.(\w+)\(my_\1\)")  # not the cell's id, which Colab does not keep
+
+
+def exercises() -> list[list[str]]:
+    """The names of the exercises, lesson by lesson, in the order of the course."""
+    return [[*found(notebooks.read(path))] for path in notebooks.lessons()]
+
+
+def found(notebook: Any) -> dict[str, str]:
+    """For each exercise whose check is in the notebook, the line that the check printed, or an empty one."""
+    lines = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and (check := CHECK.search(cell.source)):
+            printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+            said = [line for line in printed if line.split(":")[0] in VERDICTS]
+            lines[check[1]] = said[-1] if said else ""
+    return lines
+
+
+def read(path: Path, lessons: list[list[str]]) -> tuple[dict[str, str], list[str]]:
+    """One line of the table, and what the checks said of wrong answers.
+
+    Args:
+        path: a submitted notebook.
+        lessons: the names of the exercises, lesson by lesson.
+    """
+    try:
+        lines = found(notebooks.read(path))
+    except Exception as error:  # whatever a broken file does, the rest of the class is still read
+        return {"problem": f"not a notebook ({type(error).__name__})"}, []
+    # The lesson is the one of whose exercises the most are there.
+    lesson = max(lessons, key=lambda names: len(set(names) & set(lines)))
+    if not set(lesson) & set(lines):
+        return {"problem": "no check of this course in it"}, []
+    row = {name: lines[name].split(":")[0] or "not run" if name in lines else "missing" for name in lesson}
+    return row, [f"{name}: {lines[name]}" for name in lesson if row[name] == "wrong"]
+
+
+def collect(folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
+    """The table of a class, and how often each wrong answer was given.
+
+    Args:
+        folder: where the submissions are, in folders of their own or not.
+
+    Raises:
+        SystemExit: there is no notebook in the folder.
+    """
+    files = sorted(path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    if not files:
+        raise SystemExit(f"{folder} holds no .ipynb file: give the folder of the submitted notebooks.")
+    lessons, rows, wrong = exercises(), [], Counter[str]()
+    for path in files:
+        row, said = read(path, lessons)
+        rows.append({"file": path.relative_to(folder).as_posix()} | row)
+        wrong.update(said)
+    columns = ["file", *(name for names in lessons for name in names), "problem"]
+    table = pd.DataFrame(rows, columns=columns).dropna(axis="columns", how="all").fillna("")
+    table.insert(1, "done", (table == "correct").sum(axis=1))
+    return table, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("csv", type=Path)
+    arguments = parser.parse_args()
+    table, wrong = collect(arguments.folder)
+    table.to_csv(arguments.csv, index=False)
+    print(table.to_string(index=False))
+    print("\n".join(f"{count} x {said}" for said, count in wrong.most_common()))
+
+
+if __name__ == "__main__":
+    main()
