@@ -111,7 +111,7 @@ def _published() -> tuple[Line, ...]:
         ),
         Line(
             *("QDoRA gains", "dora", "published"),
-            f"On Orca-Math QDoRA is {over[0]:.2f} and {over[1]:.2f} above QLoRA (exact match), two models, one run each. "
+            f"On Orca-Math, exact match, QDoRA is {over[0]:.2f} and {over[1]:.2f} above QLoRA, one run each. "
             "The two differed in scaling, dropout and initial spread as well.",
             _where("qdora", "qdora/set-up"),
         ),
@@ -124,7 +124,7 @@ def _published() -> tuple[Line, ...]:
         Line(
             *("training time", "lora", "published"),
             f"Training with PEFT's DoRA took {peft['more time %']} % longer than with LoRA in PEFT's record (and "
-            f"{peft['more memory %']} % more memory); reports range from {author['more time %']} % longer to twice as long.",
+            f"{peft['more memory %']} % more memory); reports range from {author['more time %']} % to 100 %.",
             _where("peft_record", "speed"),
         ),
         Line(
