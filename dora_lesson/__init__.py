@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
+    from dora_lesson.evidence import arm as arm
     from dora_lesson.evidence import compare as compare
     from dora_lesson.evidence import detectable as detectable
     from dora_lesson.evidence import paired_difference as paired_difference
@@ -75,7 +76,7 @@ _HOME = {
     "scoring": ["score"],
     "training": ["finetune"],
     "records": ["load_record", "load_runs"],
-    "evidence": ["compare", "detectable", "paired_difference", "time_in_turns"],
+    "evidence": ["arm", "compare", "detectable", "paired_difference", "time_in_turns"],
     "published": ["load_published"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }

@@ -111,8 +111,8 @@ def read_design(path: str | Path | None = None, base: str | None = None) -> Desi
             numbers |= {key: line[key] for key in ("lora_dropout", "A_spread")}
             setting = Setting(base=base or said["base"], method=method, split="", **numbers, **common)
             arms.append((setting, line["rates"]))
-    names = [setting.name for setting, _ in arms]
-    _require(len(set(names)) == len(names), path, "two arms have method, rank and lora_alpha in common")
+    tuned = [setting.name for setting, rates in arms if len(rates) > 1]
+    _require(len(set(tuned)) == len(tuned), path, "two arms to tune have method, rank and lora_alpha in common")
     return Design(arms, said["tuning_seed"], seeds, spread, "python -m dora_lesson experiment" + "".join(options))
 
 

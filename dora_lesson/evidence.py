@@ -135,6 +135,37 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
     )  # fmt: skip
 
 
+def arm(
+    records: Sequence[dict[str, Any]],
+    method: str,
+    r: int = 0,
+    lora_alpha: float | None = None,
+    learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """The runs of one arm that are to be compared, in the order of their seeds.
+
+    Without `learning_rate` those at the rate that tuning chose, the lowest loss among the arm's validation runs.
+    Without `lora_alpha` those of any; without `r` those of full fine-tuning, which has none.
+
+    Raises:
+        ValueError: there are no such runs, or they have more than one rate or lora_alpha: say which.
+    """
+    wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    found = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
+    tuning = [run for run in found if run["config"]["split"] == "validation"]
+    found = [run for run in found if run["config"]["split"] == "test"]
+    if tuning and learning_rate is None:
+        best = min(tuning, key=lambda run: float(run["scores"]["loss"]))["config"]["learning_rate"]
+        found = [run for run in found if run["config"]["learning_rate"] == best]
+    if not found:
+        raise ValueError(f"There are no runs to compare with {wanted}.")
+    for key in ("lora_alpha", "learning_rate"):
+        if len(values := {run["config"][key] for run in found}) > 1:
+            raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
+    return sorted(found, key=lambda run: int(run["config"]["seed"]))
+
+
 def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.8) -> float:
     """The smallest mean difference that a paired t test finds with that power, two-sided.
 

@@ -106,7 +106,7 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
     tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
     total = len(tuning) + len(design.arms) * len(design.seeds)
     with tqdm(total=total, desc="runs", unit="run") as bar:
-        best = {arm: rates[0] for arm, rates in design.arms}
+        best: dict[Setting, float] = {}
         losses: dict[tuple[Setting, float], float] = {}
         while tuning:
             settings = [replace(a, learning_rate=q, seed=design.tuning_seed, split="validation") for a, q in tuning]
@@ -121,8 +121,12 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
                     tuning.append((arm, best[arm] * 2 if best[arm] == max(tried) else best[arm] / 2))
             total += len(tuning)
             bar.total = total
-        compared = itertools.product(design.seeds, best)
-        settings = [replace(arm, learning_rate=best[arm], seed=seed, split="test") for seed, arm in compared]
+        settings = [
+            replace(arm, learning_rate=best[arm] if len(rates) > 1 else rates[0], seed=seed, split="test")
+            for seed, (arm, rates) in itertools.product(design.seeds, design.arms)
+        ]
+        settings = list(dict.fromkeys(settings))  # an arm at a given rate may be the tuned one as well
+        bar.total = len(losses) + len(settings)
         return _make(settings, design.command, folder, jobs, bar)
 
 

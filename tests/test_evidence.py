@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dora_lesson import compare, detectable, load_record, load_runs, paired_difference, records
+from dora_lesson import arm, compare, detectable, load_record, load_runs, paired_difference, records
 from dora_lesson.scoring import score
 from dora_lesson.task_api import load_task_api
 
@@ -204,3 +204,21 @@ def test_the_detectable_difference_is_found_four_times_in_five(pairs: int) -> No
 def test_runs_of_a_folder_that_is_not_there_say_so() -> None:
     with pytest.raises(ValueError, match="no runs in data/records/nothing"):
         load_runs("nothing")
+
+
+def test_an_arm_is_its_runs_at_the_rate_that_tuning_chose() -> None:
+    tuning = [
+        *runs([2.2], learning_rate=1e-3, split="validation", lora_alpha=16),
+        *runs([2.1], learning_rate=2e-3, split="validation", lora_alpha=16),
+    ]
+    at_one = runs(A[::-1], learning_rate=1e-3, split="test", lora_alpha=16)
+    at_two = runs(A, learning_rate=2e-3, split="test", lora_alpha=16)
+    other = runs(A, "dora", learning_rate=2e-3, split="test", lora_alpha=16)
+    records = [*at_one, *at_two[::-1], *other, *tuning]
+    assert arm(records, "lora", 8) == at_two
+    assert arm(records, "lora", 8, learning_rate=1e-3) == at_one
+    assert arm(records, "dora", 8) == other
+    with pytest.raises(ValueError, match=r"have learning_rate 0\.001, 0\.002: say which"):
+        arm([*at_one, *at_two], "lora", 8)
+    with pytest.raises(ValueError, match="no runs to compare"):
+        arm(records, "lora", 16)

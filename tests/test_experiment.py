@@ -90,7 +90,7 @@ def test_a_design_says_what_it_can_detect(tmp_path: Path) -> None:
         ({"arms": [{"methods": ["lora"], "ranks": [4], "rates": ["1e-3"]}]}, "rates are"),
         ({"arms": [{"methods": ["lora"], "ranks": [0], "rates": [1e-3]}]}, "lora needs ranks"),
         ({"arms": [{"methods": ["dorra"], "ranks": [4], "rates": [1e-3]}]}, "method is 'dorra'"),
-        ({"arms": SMALL["arms"] * 2}, "two arms have"),
+        ({"arms": SMALL["arms"] * 2}, "two arms to tune have"),
     ],
 )
 def test_a_bad_design_is_refused_in_a_sentence(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -127,6 +127,16 @@ def test_each_arm_is_compared_at_its_best_rate_looked_for_until_it_lies_inside(
     tuned = [name for name in made if "validation" in name]
     assert len(tuned) == 6 + 3  # dora's 8e-3, 16e-3, and 32e-3, which shows that 16e-3 is the best
     assert all(name.endswith("seed100") for name in tuned)
+
+
+def test_an_arm_at_a_given_rate_shares_the_runs_of_the_tuned_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
+    more = [{"methods": ["lora"], "ranks": [2], "alpha_over_r": 2, "rates": [rate]} for rate in (2e-3, 4e-3)]
+    records = experiment.experiment(design(tmp_path, arms=SMALL["arms"] + more), tmp_path / "runs")
+    assert len(made) == len(set(made)) == 6 + 3 * 2
+    assert len(records) == 3 * 2
 
 
 def test_a_run_that_ended_in_no_number_is_not_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,7 +265,7 @@ def test_the_recorded_sweep_is_that_of_the_design(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(experiment, "_run_all", none_missing)
     records = experiment.experiment(read_design(DESIGN), DATA / "records" / "sweep")
-    assert len(records) == 5 * len(read_design().arms)
+    assert len(records) == 5 * 17  # of nineteen arms, two at a given rate are tuned ones as well
     assert all(math.isfinite(record["scores"]["loss"]) for record in records)
     kept = {path.stem for path in (DATA / "records" / "sweep").iterdir()}
     compared = {Setting(**(r["config"] | {"target_modules": ()})).name for r in records}
