@@ -10,6 +10,8 @@ from peft import LoraConfig
 from dora_lesson import final
 from dora_lesson.final import final_check, tasks
 from dora_lesson.quiz import QUESTIONS, Folded
+from tests import form
+from tools import notebooks
 
 LESSONS = [f"{number:02}" for number in range(8)]
 
@@ -93,3 +95,11 @@ def test_the_folded_quiz_holds_all_questions_and_tells_nothing_before_it_is_open
     assert "Right:" not in outside
     for question in QUESTIONS:
         assert question.text in str(Folded())
+
+
+def test_the_answers_folded_in_the_lesson_are_right() -> None:
+    path = next(path for path in notebooks.lessons() if path.stem.startswith("07"))
+    fold = next(cell for cell in notebooks.read(path).cells if cell.id == "final-help")
+    names: dict[str, Any] = {}
+    exec(form.solution(fold), names)
+    assert final_check(names["my_answers"]) == 8
