@@ -1,0 +1,158 @@
+"""The pages around the lessons say what holds: versions, links, minutes, checks, and the workflow's commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dora_lesson
+from dora_lesson import checks
+from tests.conftest import ROOT
+from tools import notebooks
+
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/instructors.md", "data/README.md"]
+INSTRUCTORS = (ROOT / "docs/instructors.md").read_text(encoding="utf-8")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+# What a minute holds, said in docs/instructors.md as well.
+WORDS, LINES, EXERCISE, PASTED, OPENED = 150, 12, 5, 1, 1
+EXPRESS = ("01", "03", "04", "05")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    links = LINK.findall((ROOT / page).read_text(encoding="utf-8"))
+    here = [link.split("#")[0] for link in links if not re.match(r"https?://|#|mailto:", link)]
+    assert [link for link in here if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    others = [*PAGES[1:], "CITATION.cff", "LICENSE", ".github/workflows/lessons.yml"]
+    assert [page for page in others if page not in links] == []
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)  # what the format requires
+    assert citation["version"] == dora_lesson.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert all({"type", "title", "authors"} <= set(reference) for reference in citation["references"])
+    assert any("2402.09353" in reference["url"] for reference in citation["references"])
+
+
+def test_the_changelog_has_this_version_and_its_headings() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert headings[0] == "[Unreleased]"
+    released = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}", heading) for heading in headings[1:]]
+    assert all(released), headings
+    assert released[0] and released[0][1] == dora_lesson.__version__
+
+
+def test_the_workflow_runs_the_readmes_commands_and_keeps_the_model() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/lessons.yml").read_text(encoding="utf-8"))
+    assert {"push", "pull_request"} <= set(workflow[True])  # YAML reads the key `on` as true
+    (job,) = workflow["jobs"].values()
+    uses = {step["uses"].split("@")[0]: step.get("with", {}) for step in job["steps"] if "uses" in step}
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs == ["make setup", (ROOT / ".ci/run").read_text().splitlines()[-1]]
+    assert uses["actions/setup-python"]["python-version"] == "3.11"
+    assert uses["actions/cache"]["path"] == "~/.cache/dora_lesson"
+    cached = re.findall(r"hashFiles\('(.+?)'\)", uses["actions/cache"]["key"])
+    assert cached and all((ROOT / path).is_file() for path in cached)
+
+
+def rows(text: str, columns: int) -> list[list[str]]:
+    """The rows of the tables in a page that have so many columns, without their heads."""
+    lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line[:1] == "|"]
+    rules = [place for place, cells in enumerate(lines) if set("".join(cells)) == {"-"}]
+    heads = {place + shift for place in rules for shift in (-1, 0)}
+    return [cells for place, cells in enumerate(lines) if place not in heads and len(cells) == columns]
+
+
+MISTAKES = rows(INSTRUCTORS[INSTRUCTORS.index("## What learners get wrong") :], 4)
+
+
+@pytest.mark.parametrize("row", MISTAKES, ids=[f"{row[2].strip('`')}-{i}" for i, row in enumerate(MISTAKES)])
+def test_each_mistake_meets_its_check_in_the_words_given(row: list[str]) -> None:
+    name, says = row[2].strip("`"), row[3].strip('"')
+    check = getattr(checks, name)
+    assert says in Path(check.__code__.co_filename).read_text(encoding="utf-8")
+
+
+def test_the_page_for_instructors_covers_what_learners_get_wrong() -> None:
+    assert len(MISTAKES) >= 15
+    assert {row[2].strip("`") for row in MISTAKES} <= set(checks.__all__)
+
+
+# Minutes.
+
+
+def sections(notebook: Any) -> list[tuple[str, Any, str]]:
+    """Each piece of the lesson with the heading above it: (heading, cell, text), folded help left out."""
+    heading, found = "", []
+    for cell in notebook.cells:
+        pieces = re.split(r"^(?=## )", cell.source, flags=re.M) if cell.cell_type == "markdown" else [cell.source]
+        for piece in pieces:
+            if cell.cell_type == "markdown" and (named := re.match(r"## (.+)", piece)):
+                heading = named[1]
+            found.append((heading, cell, re.sub(r"<details>.*?</details>|<!--.*?-->", "", piece, flags=re.S)))
+    return found
+
+
+def minutes(pieces: list[tuple[str, Any, str]], exercise: float) -> float:
+    """What so much of a lesson takes to read and run, and to do the exercises at so many minutes each."""
+    spent = 0.0
+    for _, cell, text in pieces:
+        if cell.id.startswith("try-"):
+            spent += exercise
+        elif cell.cell_type == "markdown":
+            spent += len(re.sub(r"\]\([^)]*\)", "", text).split()) / WORDS
+        elif not cell.id.startswith(("check-", "setup", "imports")):
+            spent += sum(bool(line.strip()) for line in text.splitlines()) / LINES
+    return spent
+
+
+def stated(path: Path) -> int:
+    return int(re.findall(r"\*\*(\d+) minutes\.\*\*", notebooks.read(path).cells[0].source)[0])
+
+
+@pytest.mark.parametrize("path", notebooks.lessons(), ids=lambda path: path.stem)
+def test_the_minutes_of_a_lesson_are_those_of_its_length(path: Path) -> None:
+    counted = minutes(sections(notebooks.read(path)), EXERCISE)
+    assert abs(stated(path) - counted) <= max(5, 0.15 * counted), (
+        f"{path.stem} takes {counted:.0f} minutes by its length"
+    )
+
+
+def test_the_express_path_takes_45_minutes() -> None:
+    taken = {}
+    for path in notebooks.lessons():
+        if path.stem[:2] in EXPRESS:
+            core = [piece for piece in sections(notebooks.read(path)) if piece[0].endswith("(core)")]
+            taken[path.stem] = OPENED + minutes(core, PASTED)
+    assert len(taken) == len(EXPRESS)
+    assert 35 <= sum(taken.values()) <= 45, taken
+
+
+@pytest.mark.parametrize("path", notebooks.lessons(), ids=lambda path: path.stem)
+def test_the_pages_state_a_lessons_minutes_and_exercises(path: Path) -> None:
+    number, notebook = path.stem[:2], notebooks.read(path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (in_readme,) = [row for row in rows(readme, 4) if row[0] == number]
+    (here,) = [row for row in rows(INSTRUCTORS, 5) if row[0].startswith(number)]
+    exercises = sum("exercise" in cell.metadata.get("tags", []) for cell in notebook.cells)
+    assert (in_readme[2], here[1], here[4]) == (str(stated(path)), str(stated(path)), str(exercises))
+    memory = re.findall(r"about (\d+) GB of memory", notebook.cells[0].source)
+    assert [here[3]] == memory
+
+
+def test_what_a_minute_holds_is_said() -> None:
+    assert (
+        f"{WORDS} words of prose a minute, {LINES} lines of code a minute, {EXERCISE} minutes an exercise"
+        in INSTRUCTORS
+    )
