@@ -54,7 +54,7 @@ def why(request: Request, fit: Fit) -> Lines:
     if dora:
         yield "quality is first, and a merged adapter costs nothing to serve, so that DoRA costs training time alone"
         yield str(reasons.line("low rank"))
-        yield str(reasons.line("four_bit, persona_consistency" if four_bit else "short, persona_consistency"))
+        yield str(reasons.line("sweep, 4 bits" if four_bit else "sweep"))
         yield str(reasons.line("run both"))
         return
     if request.inference != "merged":

@@ -76,13 +76,13 @@ class Comparison:
     def __str__(self) -> str:
         a, b = self.names
         found = (
-            f"{b} − {a}, {self.measure}: {self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f}, {self.pairs} pairs): "
+            f"{b} − {a}, {self.measure}: {self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.pairs} pairs): "
         )
         if self.measurable:
             found += f"{b} is {'higher' if self.mean > 0 else 'lower'}"
         else:
             found += (
-                f"no difference that these runs could show; one of {self.detectable:.3f} would show four times in five"
+                f"no difference that these runs could show; one of {self.detectable:.4f} would show four times in five"
             )
         return f"{found}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
 

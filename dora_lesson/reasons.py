@@ -9,9 +9,9 @@ import functools
 import statistics
 from dataclasses import dataclass
 
-from dora_lesson.evidence import paired_difference
+from dora_lesson.evidence import arm, compare, paired_difference
 from dora_lesson.published import load_published
-from dora_lesson.records import load_record
+from dora_lesson.records import load_record, load_runs
 
 KINDS = ("measured", "published", "opinion")
 
@@ -49,7 +49,7 @@ def line(name: str) -> Line:
 
 @functools.cache
 def _measured() -> tuple[Line, ...]:
-    return *_seeds(), _packed_again()
+    return *_seeds(), *_sweep(), _packed_again()
 
 
 def _seeds() -> list[Line]:
@@ -68,6 +68,26 @@ def _seeds() -> list[Line]:
                 verdict = "zero is outside the interval"
             text = f"{names}, {label}, 40 steps of the embedded model: {gap}; {verdict}."
             lines.append(Line(f"{record}, {what}", side, "measured", text, f"data/records/{record}.json"))
+    return lines
+
+
+def _sweep() -> list[Line]:
+    runs, lines = load_runs("sweep"), []
+    for name, (a, b), ranks in [
+        ("sweep", ("lora", "dora"), (2, 4, 8, 16)),
+        ("sweep, 4 bits", ("qlora", "qdora"), (8,)),
+    ]:
+        found = {r: compare(arm(runs, a, r), arm(runs, b, r)) for r in ranks}
+        shown = [one.mean < 0 for one in found.values() if one.measurable]
+        side = "either" if len(set(shown)) != 1 else "dora" if shown[0] else "lora"
+        first = found[ranks[0]]
+        said = "; ".join(f"r = {r}: {one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})" for r, one in found.items())
+        text = (
+            f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
+            f"tuned for it, {first.pairs} seeds, 24 steps of the embedded model: {said}. Zero is outside {len(shown)} of "
+            f"{len(found)}."
+        )
+        lines.append(Line(name, side, "measured", text, "data/records/sweep"))
     return lines
 
 

@@ -140,7 +140,7 @@ def test_a_steady_small_difference_shows_through_a_large_spread() -> None:
     assert found.mean == pytest.approx(-0.05)
     assert found.measurable and found.low < -0.05 < found.high < 0
     assert found.detectable == pytest.approx(detectable(0.01, 5))
-    assert str(found).startswith("DoRA − LoRA, loss: -0.050 (-0.0")
+    assert str(found).startswith("DoRA − LoRA, loss: -0.0500 (-0.0")
     assert "5 pairs): DoRA is lower." in str(found)
     assert "1.20 times the time and 1.10 times the memory" in str(found)
 
@@ -149,7 +149,7 @@ def test_words_follow_an_interval_that_holds_zero() -> None:
     found = compare(runs(A), runs([a + e for a, e in zip(A, [0.1, -0.1, 0.05, -0.02, 0.01], strict=True)], "dora"))
     assert not found.measurable
     assert "no difference that these runs could show" in str(found)
-    assert f"one of {found.detectable:.3f} would show" in str(found)
+    assert f"one of {found.detectable:.4f} would show" in str(found)
 
 
 def test_runs_are_paired_by_seed_whatever_their_order() -> None:
