@@ -126,10 +126,10 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
         low, high = found.confidence_interval
     clock = "processor_seconds" if "processor_seconds" in a[0] else "seconds"  # of a shared CPU, its own share alone
     ratios = {key: statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes")}
-    first, second = (arm[0]["config"] for arm in (a, b))
+    first, second = a[0]["config"], b[0]["config"]
     differs = {key: (first.get(key), second.get(key)) for key in first | second if key != "seed"}
     return Comparison(
-        measure, (_arm_name(first), _arm_name(second)), statistics.fmean(differences), float(low), float(high), count,
+        measure, _names(first, second), statistics.fmean(differences), float(low), float(high), count,
         detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"],
         {key: two for key, two in differs.items() if two[0] != two[1]},
     )  # fmt: skip
@@ -186,8 +186,9 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
 NAMES = {"lora": "LoRA", "dora": "DoRA", "full": "full fine-tuning", "qlora": "QLoRA", "qdora": "QDoRA"}
 
 
-def _arm_name(config: dict[str, Any]) -> str:
-    return NAMES.get(config["method"], config["method"])
+def _names(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:
+    a, b = (NAMES.get(config["method"], config["method"]) for config in (first, second))
+    return (f"{a} (first arm)", f"{b} (second arm)") if a == b else (a, b)
 
 
 def time_in_turns(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:

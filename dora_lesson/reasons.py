@@ -84,8 +84,8 @@ def _sweep() -> list[Line]:
         said = "; ".join(f"r = {r}: {one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})" for r, one in found.items())
         text = (
             f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
-            f"tuned for it, {first.pairs} seeds, 24 steps of the embedded model: {said}. Zero is outside {len(shown)} of "
-            f"{len(found)}."
+            f"tuned for it, {first.pairs} seeds, 24 steps of the embedded model: {said}. Zero is outside "
+            f"{len(shown)} of {len(found)}."
         )
         lines.append(Line(name, side, "measured", text, "data/records/sweep"))
     return lines

@@ -161,6 +161,7 @@ def test_runs_are_paired_by_seed_whatever_their_order() -> None:
 def test_the_same_runs_twice_do_not_differ() -> None:
     found = compare(runs(A), runs(A))
     assert (found.mean, found.low, found.high, found.time, found.memory, found.differs) == (0, 0, 0, 1, 1, {})
+    assert str(found).startswith("LoRA (second arm) − LoRA (first arm), loss: +0.0000")
 
 
 def test_what_differs_beside_the_seed_is_told() -> None:
