@@ -81,7 +81,7 @@ def recommend(
     """Choose between LoRA, DoRA, QLoRA and QDoRA for one GPU.
 
     DoRA is named where quality is first, the adapter will be merged and the stack takes it: elsewhere its price is
-    certain and its gain was not shown (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so,
+    certain and its gain small or not shown (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so,
     unless memory is first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
 
     Args:

@@ -9,7 +9,7 @@ import functools
 import statistics
 from dataclasses import dataclass
 
-from dora_lesson.evidence import arm, compare, paired_difference
+from dora_lesson.evidence import Comparison, arm, compare, paired_difference
 from dora_lesson.published import load_published
 from dora_lesson.records import load_record, load_runs
 
@@ -81,7 +81,12 @@ def _sweep() -> list[Line]:
         shown = [one.mean < 0 for one in found.values() if one.measurable]
         side = "either" if len(set(shown)) != 1 else "dora" if shown[0] else "lora"
         first = found[ranks[0]]
-        said = "; ".join(f"r = {r}: {one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})" for r, one in found.items())
+        said = "; ".join(f"r = {r}: {_interval(one)}" for r, one in found.items())
+        for r, one in found.items():
+            if two := one.differs.get("learning_rate"):
+                same = compare(arm(runs, a, r, learning_rate=two[1]), arm(runs, b, r))
+                said += f" (at r = {r} tuning gave the rates {two[0]:g} and {two[1]:g}; at {two[1]:g} for both it is"
+                said += f" {_interval(same)})"
         text = (
             f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
             f"tuned for it, {first.pairs} seeds, 24 steps of the embedded model: {said}. Zero is outside "
@@ -89,6 +94,10 @@ def _sweep() -> list[Line]:
         )
         lines.append(Line(name, side, "measured", text, "data/records/sweep"))
     return lines
+
+
+def _interval(found: Comparison) -> str:
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def _packed_again() -> Line:

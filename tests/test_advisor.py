@@ -158,7 +158,7 @@ def test_what_it_says_to_do_instead_can_be_done() -> None:
 
 def test_evidence_stands_with_its_kind_and_source() -> None:
     said = str(recommend(24, BIG))
-    assert "[measured: data/records/short.json]" in said
+    assert "[measured: data/records/sweep]" in said
     assert "[published: Liu et al." in said and "[opinion]" in said
 
 

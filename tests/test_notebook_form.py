@@ -26,6 +26,7 @@ EXEMPT: dict[str, list[str]] = {
         *("train-by-hand", "timing", "answer-times"),
     ],
     "05_qdora_4bit_llama": ["choose", "train", "answers"],
+    "06_is_dora_better": ["live-run"],
     "07_choose_your_adapter": [],
 }
 
