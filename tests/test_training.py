@@ -17,7 +17,7 @@ from dora_lesson import load_base
 from dora_lesson.adapters import add_adapters
 from dora_lesson.shapes import random_llama
 from dora_lesson.task_api import encode_chat, load_task_api
-from dora_lesson.training import _Collator, finetune
+from dora_lesson.training import Collator, finetune
 from tests.conftest import ROOT
 from tests.test_adapters import SOME, small_llama
 
@@ -59,7 +59,7 @@ def test_labels_are_the_reply_and_its_end_token(tokenizer, items):
 
 def test_the_loss_is_that_of_the_reply_tokens_alone(tokenizer, items):
     model = a_model(dropout=0.0)
-    batch = _Collator(tokenizer.pad_token_id)([encode_chat(tokenizer, item["messages"]) for item in items[:3]])
+    batch = Collator(tokenizer.pad_token_id)([encode_chat(tokenizer, item["messages"]) for item in items[:3]])
     total, count = 0.0, 0
     with torch.no_grad():
         loss = model(**batch).loss
