@@ -52,7 +52,7 @@ def why(request: Request, fit: Fit) -> Lines:
     else:
         yield "with the base in 16 bits no setting fits, with the base in 4 bits this one does"
     if dora:
-        yield "quality is first, and a merged adapter costs nothing to serve, so that DoRA costs training time alone"
+        yield "quality is first, and merged it costs nothing to serve: the price of DoRA is time and memory in training"
         yield str(reasons.line("low rank"))
         yield str(reasons.line("sweep, 4 bits" if four_bit else "sweep"))
         yield str(reasons.line("run both"))

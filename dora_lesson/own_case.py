@@ -95,7 +95,7 @@ def _items_alone(means: tuple[float, float], items: int) -> str:
     if not error:
         return f"items: both accuracies are {p:.0%}, so {items} items tell the two apart by nothing."
     distance = abs(items_explain(p, q, items))
-    verdict = "the items alone explain it" if distance < 2 else "more than the items alone explain"
+    verdict = "the items alone could explain it" if distance < 2 else "more than the items alone explain"
     return (
         f"items: with {items} of them the gap has a standard error of {error:.3f} from their choice; it is "
         f"{distance:.1f} of these, {verdict}."

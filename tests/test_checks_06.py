@@ -208,7 +208,11 @@ def coarser() -> dict[str, str]:
     return {name: coarse.get(word, word) for name, word in ours().items()}
 
 
-@pytest.mark.parametrize("right", [ours, coarser])
+def defended() -> dict[str, str]:
+    return ours() | {"extra for 7B": "wrong", "training speed": "depends", "rank 8 beats 32": "overstated"}
+
+
+@pytest.mark.parametrize("right", [ours, coarser, defended])
 def test_audit_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(checks.audit, right, capsys).startswith("correct: ")
 
@@ -217,6 +221,7 @@ def test_audit_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ("wrong", "message"),
     [
         (lambda: ours() | {"8-shot": "holds once"}, "look again at 8-shot"),
+        (lambda: ours() | {"axis": "wrong"}, "look again at axis"),
         (lambda: {k: v for k, v in ours().items() if k != "axis"}, "still without one: axis"),
         (lambda: ours() | {"axis": "true"}, "the verdicts are"),
         (lambda: ours() | {"nothing": "wrong"}, "no claim 'nothing'"),

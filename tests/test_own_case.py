@@ -28,7 +28,7 @@ def test_what_the_items_alone_explain_is_the_binomial_error() -> None:
     error = (0.40 * 0.60 / 100 + 0.44 * 0.56 / 100) ** 0.5
     assert items_explain(0.40, 0.44, 100) == pytest.approx(0.04 / error)
     line = next(line for line in interpret(*ONE, items=100) if line.startswith("items"))
-    assert f"{error:.3f}" in line and f"{0.04 / error:.1f} of these, the items alone explain it" in line
+    assert f"{error:.3f}" in line and f"{0.04 / error:.1f} of these, the items alone could explain it" in line
     many = next(line for line in interpret(*ONE, items=10_000) if line.startswith("items"))
     assert "more than the items alone explain" in many
     assert items_explain(0, 0, 50) == 0

@@ -12,7 +12,13 @@ from dora_lesson.published import load_published
 Attempt = Callable[..., Any]
 SAID = ("higher", "lower", "cannot tell")
 # What a reader may call a claim, beside our own word for it.
-ALSO = {"overstated": {"depends", "wrong"}, "does not run": {"wrong"}, "holds once": {"depends"}}
+ALSO = {
+    "overstated": {"depends", "wrong"},
+    "does not run": {"wrong"},
+    "holds once": {"depends", "overstated"},
+    "depends": {"overstated"},
+}
+EITHER = {"extra for 7B": "wrong", "training speed": "depends"}  # claims of which more than one verdict can be defended
 
 
 def noise(attempt: Attempt) -> Attempt:
