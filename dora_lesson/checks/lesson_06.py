@@ -155,9 +155,8 @@ def _examine_audit(attempt: Attempt) -> None:
         expect(name in ours, f"there is no claim {name!r}; the names stand in the table.")
         expect(word in words, f"{name!r} is called {word!r}; the verdicts are {', '.join(sorted(words))}.")
     missing = [name for name in ours if name not in said]
-    apart = [
-        name for name in said if said[name] not in {ours[name]["verdict"]} | ALSO.get(ours[name]["verdict"], set())
-    ]
+    fits = {name: {word := claim["verdict"], *ALSO.get(word, ()), EITHER.get(name)} for name, claim in ours.items()}
+    apart = [name for name in said if said[name] not in fits[name]]
     told = f"{len(said) - len(apart)} of {len(ours)} verdicts are borne out; "
     expect(not apart, f"{told}look again at {', '.join(apart)}.")
     expect(not missing, f"{told}still without one: {', '.join(missing)}.")
