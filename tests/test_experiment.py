@@ -249,7 +249,7 @@ def test_losses_of_replies_are_the_model_own_one_by_one() -> None:
         ids, labels = torch.tensor([chat["input_ids"]]), torch.tensor([chat["labels"]])
         with torch.no_grad():
             out = model(input_ids=ids, labels=labels)
-        assert loss == pytest.approx(out.loss.item(), abs=1e-4)
+        assert loss == pytest.approx(out.loss.item(), abs=1e-3)  # float32, another shape
         told = labels[0, 1:] != -100
         hits = (out.logits[0, :-1].argmax(dim=-1) == labels[0, 1:])[told].float().mean().item()
         assert share == pytest.approx(hits, abs=0.05)
