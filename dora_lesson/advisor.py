@@ -11,10 +11,9 @@ from typing import Any
 
 from dora_lesson import advice
 from dora_lesson.constraints import PACKED, Request, checked
+from dora_lesson.evidence import NAMES
 from dora_lesson.fitting import Fit, find_fit, usable_bytes
 from dora_lesson.snippets import lora_config, snippet
-
-NAMES = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "qdora": "QDoRA"}
 
 
 @dataclass(frozen=True)

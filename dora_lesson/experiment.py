@@ -85,9 +85,10 @@ def reply_losses(
         logits = model(**batch).logits[:, :-1].float()
         loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         counts = (labels != -100).sum(dim=1)
-        hits = (logits.argmax(dim=-1) == labels).sum(dim=1) / counts
-        for place, i in enumerate(chosen):
-            losses[i], right[i] = (loss.sum(dim=1) / counts)[place].item(), hits[place].item()
+        means = (loss.sum(dim=1) / counts).tolist()
+        hits = ((logits.argmax(dim=-1) == labels).sum(dim=1) / counts).tolist()
+        for i, mean, share in zip(chosen, means, hits, strict=True):
+            losses[i], right[i] = mean, share
     return losses, right
 
 
@@ -151,6 +152,8 @@ def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, ba
 
 def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple[Setting, dict[str, Any]]]:
     """Each run in a fresh process, whose memory is its own; pairs of setting and record, as they are done."""
+    if not settings:
+        return  # a folder that is complete starts no process
     kinds = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
     if "forkserver" in kinds:

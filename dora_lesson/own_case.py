@@ -51,7 +51,7 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
         if seeds == 1:
             lines.append(f"{told}{means[1] - means[0]:+.2f}: no interval.")
         else:
-            lines += [told + text for text in [_several(a[score], b[score], names)]]
+            lines.append(told + _several(a[score], b[score], names))
         if top == 1:
             lines.append(_items_alone(means, items))
     ratio = statistics.fmean(b[MINUTES]) / statistics.fmean(a[MINUTES])
@@ -64,8 +64,12 @@ def items_explain(p: float, q: float, items: int) -> float:
 
     The two scores are taken as unpaired; 0 where both are 0 or both are 1, since then nothing varies.
     """
-    error = ((p * (1 - p) + q * (1 - q)) / items) ** 0.5
+    error = _items_error(p, q, items)
     return (q - p) / error if error else 0.0
+
+
+def _items_error(p: float, q: float, items: int) -> float:
+    return float(((p * (1 - p) + q * (1 - q)) / items) ** 0.5)
 
 
 def _one_pair(names: tuple[str, str]) -> str:
@@ -91,7 +95,7 @@ def _several(a: Sequence[float], b: Sequence[float], names: tuple[str, str]) -> 
 
 def _items_alone(means: tuple[float, float], items: int) -> str:
     p, q = means
-    error = ((p * (1 - p) + q * (1 - q)) / items) ** 0.5
+    error = _items_error(p, q, items)
     if not error:
         return f"items: both accuracies are {p:.0%}, so {items} items tell the two apart by nothing."
     distance = abs(items_explain(p, q, items))

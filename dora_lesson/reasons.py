@@ -63,9 +63,8 @@ def _seeds() -> list[Line]:
             a, b = ([run["scores"][what] for run in runs if run["method"] == method] for method in pair)
             gap = paired_difference(a, b)
             side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
-            verdict = "zero is in the interval: no difference shown"
-            if gap.measurable:
-                verdict = "zero is outside the interval"
+            shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
+            verdict = shown if gap.measurable else not_shown
             text = f"{names}, {label}, 40 steps of the embedded model: {gap}; {verdict}."
             lines.append(Line(f"{record}, {what}", side, "measured", text, f"data/records/{record}.json"))
     return lines

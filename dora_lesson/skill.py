@@ -6,11 +6,13 @@ import hashlib
 import re
 from pathlib import Path
 
-from dora_lesson.advisor import NAMES, Recommendation
+from dora_lesson.advisor import Recommendation
+from dora_lesson.evidence import NAMES
 from dora_lesson.fitting import setting, usable_bytes
 from dora_lesson.memory import adapter_parameters
 from dora_lesson.own_case import Scores, interpret
 from dora_lesson.reasons import Line, evidence_lines
+from dora_lesson.run_config import METHODS
 
 NAME = "llmops-fine-tuner"
 DESCRIPTION = (
@@ -78,7 +80,7 @@ def skill_text(
 
 def _untouched(text: str) -> bool:
     found = _MARK.search(text)
-    return bool(found) and _digest(text[: found.start()]) == found.group(1) if found else False
+    return found is not None and _digest(text[: found.start()]) == found.group(1)
 
 
 def _digest(text: str) -> str:
@@ -94,11 +96,11 @@ def _comparison(recommendation: Recommendation) -> str:
     asked, fit = recommendation.request, recommendation.fit
     size, again = (fit.batch_size, fit.gradient_checkpointing) if fit else (1, True)
     rows = []
-    for method, name in NAMES.items():
+    for method in METHODS:
         found = setting(asked.config, method, size, again, **asked.sizes)
         trained = adapter_parameters(asked.config, method.removeprefix("q"), r=asked.r)[0]
         fits = "yes" if found.peak <= usable_bytes(asked.vram_gb) else "no"
-        rows.append(f"| {name} | {trained:,} | {found.peak / 1e9:.1f} | {fits} |")
+        rows.append(f"| {NAMES[method]} | {trained:,} | {found.peak / 1e9:.1f} | {fits} |")
     return "\n".join([
         f"{asked.label}, r = {asked.r} on all linear layers, {size} × {asked.sequence_length} tokens a pass, "
         f"checkpointing {'on' if again else 'off'}, PEFT's layers; estimated with dora_lesson, not measured here.",
