@@ -43,6 +43,13 @@ def test_clean_leaves_one_stable_form() -> None:
     assert notebooks.text(notebooks.clean(once)) == notebooks.text(once)
 
 
+def test_a_line_that_the_kernel_sends_in_pieces_is_one_output() -> None:
+    """print writes a text and its line end apart, and the kernel may send what it has between them."""
+    pieces = "import time\nprint('a', end='', flush=True)\ntime.sleep(1)\nprint()"
+    done = notebooks.execute(nbf.new_notebook(cells=[nbf.new_markdown_cell("words"), nbf.new_code_cell(pieces)]))
+    assert [output.text for output in done.cells[1].outputs] == ["a\n"]
+
+
 @pytest.fixture
 def fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the lessons and the README, which the tools take for the repository."""

@@ -115,12 +115,15 @@ def read(path: Path) -> Any:
 
 
 def execute(notebook: Any, timeout: int = 600) -> Any:
-    """Run every cell in a fresh kernel of this Python, in the notebooks' folder."""
+    """Run every cell in a fresh kernel of this Python, in the notebooks' folder; a stream comes in one piece."""
     from nbclient import NotebookClient
 
-    return NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
-    ).execute()
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    done = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
+    for cell in done.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _merged_streams(cell.outputs)
+    return done
 
 
 def stamp(url: str) -> list[Path]:
