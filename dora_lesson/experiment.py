@@ -106,7 +106,7 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
     folder = Path(folder)
     tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
     total = len(tuning) + len(design.arms) * len(design.seeds)
-    with tqdm(total=total, desc="runs", unit="run") as bar:
+    with tqdm(total=total, desc="runs", unit="run", smoothing=0) as bar:
         best: dict[Setting, float] = {}
         losses: dict[tuple[Setting, float], float] = {}
         while tuning:
@@ -141,6 +141,7 @@ def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, ba
                 f"{folder.name}/{setting.name}.json no longer matches: {differing}. Nothing is written "
                 "over: pass another --folder, or move the old records away."
             )
+    bar.initial += len(settings) - len(todo)  # the time left is estimated from runs that are made, not those read
     bar.update(len(settings) - len(todo))
     folder.mkdir(parents=True, exist_ok=True)
     for setting, record in _run_all(todo, command, jobs):

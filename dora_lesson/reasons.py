@@ -73,7 +73,7 @@ def _seeds() -> list[Line]:
 def _sweep() -> list[Line]:
     runs, lines = load_runs("sweep"), []
     for name, (a, b), ranks in [
-        ("sweep", ("lora", "dora"), (2, 4, 8, 16)),
+        ("sweep", ("lora", "dora"), (2, 4, 8, 16, 32)),
         ("sweep, 4 bits", ("qlora", "qdora"), (8,)),
     ]:
         found = {r: compare(arm(runs, a, r), arm(runs, b, r)) for r in ranks}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tqdm import tqdm
 
 from dora_lesson import detectable, experiment, load_base, load_runs, load_task_api
 from dora_lesson.__main__ import main
@@ -61,7 +62,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, best: dict[str, float], made: lis
 def test_the_course_design_is_what_the_lesson_asks_for() -> None:
     found = read_design()
     arms = {(arm.method, arm.r) for arm, rates in found.arms if len(rates) >= 4}
-    assert arms >= {(method, r) for method in ("lora", "dora") for r in (2, 4, 8, 16)} | {("full", 0)}
+    assert arms >= {(method, r) for method in ("lora", "dora") for r in (2, 4, 8, 16, 32)} | {("full", 0)}
     assert len(found.seeds) >= 5
     assert found.tuning_seed not in found.seeds
     # QLoRA and QDoRA are matched: their arms are alike but for the method.
@@ -154,8 +155,11 @@ def test_a_second_call_makes_nothing_and_a_cut_off_one_goes_on(monkeypatch: pyte
     assert len(made) == count
     lost = tmp_path / "runs" / f"{made[-1]}.json"
     lost.unlink()
+    bars: list[Any] = []
+    monkeypatch.setattr(experiment, "tqdm", lambda **told: bars.append(tqdm(**told)) or bars[-1])
     experiment.experiment(design(tmp_path), tmp_path / "runs")
     assert made[count:] == [lost.stem]
+    assert bars[0].n == count and bars[0].initial == count - 1  # the time left follows from what was made, not read
 
 
 def test_a_record_that_no_longer_matches_is_reported_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,7 +269,7 @@ def test_the_recorded_sweep_is_that_of_the_design(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(experiment, "_run_all", none_missing)
     records = experiment.experiment(read_design(DESIGN), DATA / "records" / "sweep")
-    assert len(records) == 5 * 17  # of nineteen arms, two at a given rate are tuned ones as well
+    assert len(records) == 5 * 19  # of twenty-one arms, two at a given rate are tuned ones as well
     assert all(math.isfinite(record["scores"]["loss"]) for record in records)
     kept = {path.stem for path in (DATA / "records" / "sweep").iterdir()}
     compared = {Setting(**(r["config"] | {"target_modules": ()})).name for r in records}
