@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,18 +35,46 @@ def test_solutions_pass_their_checks_and_the_lesson_goes_on_with_them_offline(
         assert said.count("\n") == 1
 
 
-def test_lesson_05_runs_on_another_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `DORA_LESSON_BASE`, on the GPU if there is one: no cell may count on the embedded model's size."""
+@pytest.fixture
+def small_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama of random weights that the lessons take for their base, by `DORA_LESSON_BASE`."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
     small_llama(vocab_size=49152, num_hidden_layers=3, **shape).save_pretrained(tmp_path)
     load_base()[1].save_pretrained(tmp_path)
     monkeypatch.setenv("DORA_LESSON_BASE", str(tmp_path))
+    return tmp_path
+
+
+def said_by_cells(notebook: Any) -> dict[str, str]:
+    return {cell.id: "".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells if "outputs" in cell}
+
+
+def test_lesson_05_runs_on_another_llama(small_base: Path) -> None:
+    """On the GPU if there is one: no cell may count on the embedded model's size."""
     path = next(path for path in notebooks.lessons() if path.stem.startswith("05"))
-    notebook = notebooks.execute(form.shortened(notebooks.read(path)))
-    said = {cell.id: "".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells if "outputs" in cell}
-    assert said["choose"].startswith(f"{tmp_path}, in 4 bits")
+    said = said_by_cells(notebooks.execute(form.shortened(notebooks.read(path))))
+    assert said["choose"].startswith(f"{small_base}, in 4 bits")
     assert "over 4 bits, 38,016 trained" in said["peft-config"]
     assert "not in the optimizer" in said["silent-run"]
+
+
+@pytest.mark.usefixtures("small_base")
+def test_the_capstone_of_lesson_07_runs_once_it_is_filled_in() -> None:
+    path = next(path for path in notebooks.lessons() if path.stem.startswith("07"))
+    notebook = notebooks.read(path)
+    cells = {cell.id: cell for cell in notebook.cells}
+    for name, before, filled in [
+        ("items", "[persona_item()]", "[{**item} for item in load_task_api('train')][:40]"),
+        ("capstone-run", "steps=60", "steps=1"),
+        ("capstone-compare", "SEEDS = []", "SEEDS = [0, 1]"),
+    ]:
+        assert before in cells[name].source
+        cells[name].source = cells[name].source.replace(before, filled)
+    said = said_by_cells(notebooks.execute(notebook))
+    assert "40 read back" in said["items"]
+    assert "lora: tuned to 0.00" in said["capstone-compare"]
+    assert "persona consistency: LoRA" in said["capstone-compare"]
+    assert "time: DoRA took" in said["capstone-compare"]
 
 
 def test_every_check_belongs_to_an_exercise() -> None:
