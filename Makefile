@@ -18,8 +18,9 @@ setup: .venv/installed  ## build .venv, install the course, prepare the model
 lab: setup  ## open the first lesson in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
+# Two files at a time, a core each: most of a lesson's cells leave a second core idle.
 test: setup  ## run the whole test suite and every notebook
-	$(BIN)/python -m pytest --nbval tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval tests notebooks
 
 notebooks: setup  ## run every lesson in place and store its outputs
 	$(BIN)/python -m tools.notebooks run

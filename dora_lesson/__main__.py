@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SetupError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1
+    except OSError as problem:
+        print(f"{problem.filename}: {problem.strerror}. Pass a path that can be written to.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped. Nothing is lost: the same command goes on.", file=sys.stderr)
         return 130
@@ -60,9 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _experiment(chosen: argparse.Namespace) -> int:
     from dora_lesson.designs import read_design
     from dora_lesson.experiment import experiment
+    from dora_lesson.records import read_runs
 
     design = read_design(chosen.design, chosen.base)
     print(design)
+    if there := read_runs(chosen.folder):
+        took = statistics.median(run["seconds"] for run in there.values())
+        print(f"{chosen.folder} holds {len(there)} runs; the median one trained for {took:.0f} s.")
     if not chosen.plan:
         records = experiment(design, chosen.folder, chosen.jobs)
         print(f"{len(records)} runs to compare lie in {chosen.folder}.")

@@ -101,8 +101,11 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
         jobs: runs at a time. They share the processor's cores; on one GPU leave it at 1.
 
     Raises:
-        ValueError: the folder holds a record that was made with another setting than the design has under its name.
+        ValueError: the folder holds a record that was made with another setting than the design has under its name, or
+            `jobs` is no whole number from 1 on.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, but the number of runs at a time is 1 or more.")
     folder = Path(folder)
     tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
     total = len(tuning) + len(design.arms) * len(design.seeds)

@@ -193,6 +193,13 @@ def test_the_command_plans_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "none").exists()
     assert main(["experiment", "--design", str(tmp_path / "none.yaml")]) == 1
     assert "There is no design" in capsys.readouterr().err
+    assert main(["experiment", "--jobs", "0", "--folder", str(tmp_path / "none")]) == 1
+    assert "jobs is 0" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["experiment", "--folder", str(tmp_path / "file" / "inside")]) == 1
+    assert "file/inside: Not a directory" in capsys.readouterr().err
+    assert main(["experiment", "--plan"]) == 0
+    assert "holds 148 runs; the median one trained for" in capsys.readouterr().out
 
 
 # Real runs.
