@@ -1,7 +1,7 @@
 """Constraints in; method, configuration, memory, cost, reasons and what would change the answer, out.
 
 The tree asks three questions. Does a step fit at all? May and can the base stay in 16 bits? Is DoRA wanted, and can it
-be had? `recommend` walks it, and `tree_figure` draws it.
+be had? `choose` is the tree, `recommend` puts its answer in words, and `tree_figure` draws it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from dora_lesson import advice
 from dora_lesson.constraints import PACKED, Request, checked
 from dora_lesson.evidence import NAMES
-from dora_lesson.fitting import Fit, find_fit, usable_bytes
+from dora_lesson.fitting import Fit, find_fit
 from dora_lesson.snippets import lora_config, snippet
 
 
@@ -36,6 +36,12 @@ class Recommendation:
     would_change: list[str]
 
     @property
+    def headline(self) -> str:
+        """The method and the rank; DoRA is named with the method that it is to be run beside."""
+        beside = f", beside {self.method.replace('D', 'L')}" if self.method and "DoRA" in self.method else ""
+        return f"{self.method}, r = {self.r}{beside}" if self.fit else "Nothing to recommend"
+
+    @property
     def r(self) -> int:
         """The rank."""
         return self.fit.r if self.fit else 0
@@ -50,21 +56,32 @@ class Recommendation:
         served = "beside a packed base" if asked.inference == "4-bit" else asked.inference
         head = f"{asked.label} on {asked.vram_gb:g} GB, {asked.priority} first, served {served} ({asked.stack})"
         if self.fit is None:
-            lines = [f"Nothing to recommend: {head}"]
+            lines = [f"{self.headline}: {head}"]
         else:
             fit = self.fit
             again = ", gradient checkpointing" if fit.gradient_checkpointing else ""
             lines = [
-                f"{self.method}, r = {self.r}: {head}",
+                f"{self.headline}: {head}",
                 f"  setting  {fit.batch_size} × {fit.sequence_length} tokens a pass, "
                 f"{fit.gradient_accumulation_steps} passes a step{again}",
                 f"  memory   {fit.peak / 1e9:.1f} GB at the peak with PEFT's layers "
-                f"({fit.expected.total / 1e9:.1f} with this course's), of {usable_bytes(asked.vram_gb) / 1e9:.1f} that "
-                "may be planned",
+                f"({fit.expected.total / 1e9:.1f} with this course's), of {asked.room / 1e9:.1f} that may be "
+                "planned",
             ]
         for title, said in [("cost", self.cost), ("why", self.reasons), ("what would change it", self.would_change)]:
             lines += [f"  {title}", *(f"    - {each}" for each in said)] if said else []
         return "\n".join(lines)
+
+
+def choose(request: Request) -> str | None:
+    """The tree: lora, dora, qlora or qdora, or None where nothing can be had."""
+    if request.stack in PACKED and request.inference == "merged":
+        return None
+    wanted = request.priority == "quality" and request.inference == "merged"
+    sixteen = request.stack not in PACKED and request.inference != "4-bit" and request.priority != "memory"
+    tried = ["dora"] * (sixteen and wanted) + ["lora"] * sixteen
+    tried += ["qdora"] * (wanted and request.stack != "deepspeed") + ["qlora"]
+    return next((method for method in tried if request.least(method).peak <= request.room), None)
 
 
 def recommend(
@@ -79,9 +96,10 @@ def recommend(
 ) -> Recommendation:
     """Choose between LoRA, DoRA, QLoRA and QDoRA for one GPU.
 
-    DoRA is named where quality is first, the adapter will be merged and the stack takes it: elsewhere its price is
-    certain and its gain small or not shown (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so,
-    unless memory is first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
+    DoRA is named, as a candidate to be run beside LoRA, where quality is first, the adapter will be merged, the stack
+    takes it and a step of it fits: elsewhere its price is certain and its gain small or not shown
+    (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is
+    first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
 
     Args:
         vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it.
@@ -98,36 +116,21 @@ def recommend(
         SetupError: the configuration of a model of the hub cannot be had.
     """
     request = checked(vram_gb, model, priority, inference, stack, sequence_length, bfloat16)
-    if stack in PACKED and inference == "merged":
-        return _refused(request, {}, *advice.merge_into_packed(request))
-    wanted = priority == "quality" and inference == "merged" and stack not in PACKED
-    wanted_packed = wanted and stack != "deepspeed"
-    room = usable_bytes(vram_gb)
-    sixteen = stack not in PACKED and inference != "4-bit" and priority != "memory"
-    tried = [("dora" if wanted else "lora")] * sixteen + ["qdora"] * wanted_packed + ["qlora"]
-    for kind in tried:
-        fit = find_fit(request.config, kind, room, frugal=priority == "memory", **request.sizes)
-        if fit is not None:
-            return _answer(request, fit)
-    return _refused(request, {"fits": False}, *advice.too_large(request))
-
-
-def _answer(request: Request, fit: Fit) -> Recommendation:
-    four_bit, dora = fit.method.startswith("q"), fit.method.endswith("dora")
+    method = choose(request)
+    fit = method and find_fit(request.config, method, request.room, frugal=priority == "memory", **request.sizes)
+    instead = [*advice.would_change(request, method, choose)]
+    if not fit:
+        asked = {} if stack in PACKED and inference == "merged" else {"fits": False}
+        return Recommendation(request, None, None, asked, {}, "", [], [*advice.why_not(request)], instead)
+    dtype = "bfloat16" if bfloat16 else "float16"
     return Recommendation(
         request=request,
         method=NAMES[fit.method],
         fit=fit,
-        answers={"fits": True, "sixteen": not four_bit, "dora": dora},
+        answers={"fits": True, "sixteen": fit.method[0] != "q", "dora": fit.method.endswith("dora")},
         config=lora_config(fit),
-        snippet=snippet(
-            fit, request.model_id, "bfloat16" if request.bfloat16 else "float16", packed_already=request.stack in PACKED
-        ),
+        snippet=snippet(fit, request.model_id, dtype, packed_already=stack in PACKED),
         cost=[*advice.cost(request, fit)],
         reasons=[*advice.why(request, fit)],
-        would_change=[*advice.would_change(request, fit)],
+        would_change=instead,
     )
-
-
-def _refused(request: Request, answers: dict[str, bool], why: list[str], instead: list[str]) -> Recommendation:
-    return Recommendation(request, None, None, answers, {}, "", [], why, instead)

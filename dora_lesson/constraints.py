@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dora_lesson.fitting import Fit, setting, usable_bytes
 from dora_lesson.models import EMBEDDED, hub_config
 from dora_lesson.planning import KNOWN
 from dora_lesson.shapes import SHAPES, llama_config
@@ -41,10 +42,19 @@ class Request:
         return 8 if self.priority == "memory" else 16
 
     @property
+    def room(self) -> int:
+        """Bytes of the card that may be planned."""
+        return usable_bytes(self.vram_gb)
+
+    @property
     def sizes(self) -> dict[str, Any]:
         """What all settings that are tried have in common."""
         dtype = torch.bfloat16 if self.bfloat16 else torch.float16
         return {"sequence_length": self.sequence_length, "r": self.r, "dtype": dtype}
+
+    def least(self, method: str) -> Fit:
+        """The setting of a method that takes least: checkpointing, one sequence a pass."""
+        return setting(self.config, method, 1, True, **self.sizes)
 
 
 def checked(
@@ -59,6 +69,8 @@ def checked(
     if not isinstance(sequence_length, int) or sequence_length < 1:
         raise ValueError(f"sequence_length is {sequence_length!r}, but a whole number from 1 is expected.")
     label, model_id, config = _resolved(model)
+    if stack in PACKED and label in SHAPES:  # the checkpoint that is known for this shape is not packed
+        model_id = f"path/to/your-{stack}-checkpoint"
     return Request(vram_gb, label, model_id, config, priority, inference, stack, sequence_length, bfloat16)
 
 

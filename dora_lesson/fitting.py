@@ -10,7 +10,7 @@ import torch
 from dora_lesson.memory import MemoryEstimate, adapter_parameters, estimate
 
 EFFECTIVE_BATCH = 16  # sequences a step; what does not go through at once is accumulated
-BATCHES = (8, 4, 2, 1)
+BATCHES = (1, 2, 4, 8)
 SPARE_BYTES, SPARE_SHARE = 10**9, 0.07  # for CUDA's context and the allocator's gaps, which no estimate counts
 
 
@@ -60,12 +60,17 @@ def find_fit(
     """The first setting of this method that fits in `room` bytes, or None.
 
     The order is: no checkpointing before checkpointing, which runs each block's forward pass twice; within each, the
-    larger batch first. `frugal` looks at the setting that takes least alone: checkpointing, one sequence a pass.
+    larger batch before the smaller. `frugal` looks at the setting that takes least alone: checkpointing, one sequence a
+    pass.
     """
-    tried = [(True, 1)] if frugal else [(again, size) for again in (False, True) for size in BATCHES]
-    for again, size in tried:
-        found = setting(config, method, size, again, sequence_length=sequence_length, r=r, dtype=dtype)
-        if found.peak <= room:
+    for again in (True,) if frugal else (False, True):
+        found = None
+        for size in (1,) if frugal else BATCHES:
+            larger = setting(config, method, size, again, sequence_length=sequence_length, r=r, dtype=dtype)
+            if larger.peak > room:
+                break  # and so are all after it
+            found = larger
+        if found:
             return found
     return None
 
@@ -102,9 +107,17 @@ def setting(
     return _seen[key]
 
 
-# An estimate takes a tenth of a second, and a slider asks often.
+# An estimate takes a tenth of a second, counting a thirtieth, and a slider asks often.
 _seen: dict[tuple[Any, ...], Fit] = {}
-_outputs: dict[str, int] = {}
+_counted: dict[tuple[str, str, int], tuple[int, int]] = {}
+
+
+def parameters(config: Any, method: str, r: int) -> tuple[int, int]:
+    """`memory.adapter_parameters` of "lora" or "dora" on all linear layers, (trainable, total), remembered."""
+    key = (config.to_json_string(), method, r)
+    if key not in _counted:
+        _counted[key] = adapter_parameters(config, method, r=r)
+    return _counted[key]
 
 
 def peft_extra(config: Any, method: str, tokens: int, gradient_checkpointing: bool) -> int:
@@ -125,11 +138,8 @@ def peft_extra(config: Any, method: str, tokens: int, gradient_checkpointing: bo
         tokens: of one pass.
         gradient_checkpointing: as in `estimate`.
     """
-    key, dora = config.to_json_string(), method.endswith("dora")
-    if key not in _outputs:
-        with_magnitudes, without = (adapter_parameters(config, kind, r=1)[0] for kind in ("dora", "lora"))
-        _outputs[key] = with_magnitudes - without
-    outputs = _outputs[key]
+    dora = method.endswith("dora")
+    outputs = parameters(config, "dora", 1)[0] - parameters(config, "lora", 1)[0]
     if gradient_checkpointing:
         passing = (8 if dora else 5) * outputs // config.num_hidden_layers * tokens
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,10 +63,13 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
 def items_explain(p: float, q: float, items: int) -> float:
     """The gap q − p of two accuracies on `items` items, in standard errors of the choice of items.
 
-    The two scores are taken as unpaired; 0 where both are 0 or both are 1, since then nothing varies.
+    The two scores are taken as unpaired. Equal accuracies are 0 apart; where one is 0 and the other 1, nothing varies
+    within either, and the gap is infinitely many errors.
     """
+    if p == q:
+        return 0.0
     error = _items_error(p, q, items)
-    return (q - p) / error if error else 0.0
+    return (q - p) / error if error else math.copysign(math.inf, q - p)
 
 
 def _items_error(p: float, q: float, items: int) -> float:
@@ -86,8 +90,10 @@ def _several(a: Sequence[float], b: Sequence[float], names: tuple[str, str]) -> 
         few = "; few seeds, so run more before you rely on it" if gap.count < 5 else ""
         return f"{gap}: {ahead} is ahead by more than its seeds explain{few}."
     spread = statistics.stdev(y - x for x, y in zip(a, b, strict=True))
-    if not gap.mean or not spread:
+    if not spread:  # and a mean of zero, since any other would have been measurable
         return f"{gap}: the same."
+    if not gap.mean:
+        return f"{gap}: no difference shown; the pairs differ both ways and cancel."
     need = next((n for n in range(2, MOST_SEEDS + 1) if detectable(spread, n) <= abs(gap.mean)), None)
     more = f"about {need} seeds" if need else f"more than {MOST_SEEDS} seeds"
     return f"{gap}: no difference shown; to show one of this size would take {more}, if it is there at all."
@@ -96,8 +102,10 @@ def _several(a: Sequence[float], b: Sequence[float], names: tuple[str, str]) -> 
 def _items_alone(means: tuple[float, float], items: int) -> str:
     p, q = means
     error = _items_error(p, q, items)
-    if not error:
+    if not error and p == q:
         return f"items: both accuracies are {p:.0%}, so {items} items tell the two apart by nothing."
+    if not error:
+        return f"items: {p:.0%} and {q:.0%} of {items}: as far apart as can be, which their choice does not explain."
     distance = abs(items_explain(p, q, items))
     verdict = "the items alone could explain it" if distance < 2 else "more than the items alone explain"
     return (
@@ -143,7 +151,7 @@ def prompts(
     """
     asked = recommendation.request
     said = "\n".join(f"- {line}" for line in interpret(a, b, items=items, names=names))
-    mine = recommendation.method or "none: nothing fits"
+    mine = recommendation.headline if recommendation.fit else "none: nothing fits"
     return {
         "Understand the decomposition": f"""\
 I know matrices, norms and gradients, and I have written a DoRA layer: W' = m · V / ‖V‖ with V = W + (alpha / r) · B A,

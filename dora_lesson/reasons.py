@@ -58,7 +58,7 @@ def _seeds() -> list[Line]:
         ("short", ("lora", "dora"), "DoRA minus LoRA"),
         ("four_bit", ("qlora", "qdora"), "QDoRA minus QLoRA"),
     ]:
-        runs = load_record(record)["runs"]
+        runs = sorted(load_record(record)["runs"], key=lambda run: run["seed"])  # values pair by seed
         for what, label in [("persona_consistency", "persona (0 to 10)"), ("task_accuracy", "task accuracy (0 to 1)")]:
             a, b = ([run["scores"][what] for run in runs if run["method"] == method] for method in pair)
             gap = paired_difference(a, b)
@@ -71,28 +71,39 @@ def _seeds() -> list[Line]:
 
 
 def _sweep() -> list[Line]:
+    """Both methods at every rank and scaling that the sweep has runs of both for."""
     runs, lines = load_runs("sweep"), []
-    for name, (a, b), ranks in [
-        ("sweep", ("lora", "dora"), (2, 4, 8, 16, 32)),
-        ("sweep, 4 bits", ("qlora", "qdora"), (8,)),
-    ]:
-        found = {r: compare(arm(runs, a, r), arm(runs, b, r)) for r in ranks}
+    for name, a, b in [("sweep", "lora", "dora"), ("sweep, 4 bits", "qlora", "qdora")]:
+        both = [
+            {(run["config"]["r"], run["config"]["lora_alpha"]) for run in runs if run["config"]["method"] == method}
+            for method in (a, b)
+        ]
+        found = {at: compare(arm(runs, a, *at), arm(runs, b, *at)) for at in sorted(both[0] & both[1])}
         shown = [one.mean < 0 for one in found.values() if one.measurable]
         side = "either" if len(set(shown)) != 1 else "dora" if shown[0] else "lora"
-        first = found[ranks[0]]
-        said = "; ".join(f"r = {r}: {_interval(one)}" for r, one in found.items())
-        for r, one in found.items():
+        said = []
+        for (r, alpha), one in found.items():
+            setting = f"r = {r}" if alpha == 2 * r else f"r = {r} with lora_alpha = {alpha:g} at one rate"
+            said.append(f"{setting}: {_interval(one)}")
             if two := one.differs.get("learning_rate"):
-                same = compare(arm(runs, a, r, learning_rate=two[1]), arm(runs, b, r))
-                said += f" (at r = {r} tuning gave the rates {two[0]:g} and {two[1]:g}; at {two[1]:g} for both it is"
-                said += f" {_interval(same)})"
+                same = compare(arm(runs, a, r, alpha, learning_rate=two[1]), arm(runs, b, r, alpha))
+                said[-1] += (
+                    f" (tuning gave the rates {two[0]:g} and {two[1]:g}; at {two[1]:g} for both it is "
+                    f"{_interval(same)})"
+                )
+        first = next(iter(found.values()))
         text = (
             f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
-            f"tuned for it, {first.pairs} seeds, 24 steps of the embedded model: {said}. Zero is outside "
-            f"{len(shown)} of {len(found)}."
+            f"tuned for it where nothing else is said, {first.pairs} seeds, 24 steps of the embedded model: "
+            f"{'; '.join(said)}. Zero is outside {len(shown)} of {len(found)}."
         )
         lines.append(Line(name, side, "measured", text, "data/records/sweep"))
-    return lines
+    packed = compare(arm(runs, "lora", 8), arm(runs, "qlora", 8))
+    text = (
+        f"What 4 bits cost: QLoRA minus LoRA, r = 8, held-out loss in nats a token, each at a rate tuned for it, "
+        f"{packed.pairs} seeds, 24 steps of the embedded model: {_interval(packed)}."
+    )
+    return [*lines, Line("cost of 4 bits", "either", "measured", text, "data/records/sweep")]
 
 
 def _interval(found: Comparison) -> str:
@@ -194,8 +205,8 @@ def _where(*paths: str) -> str:
 _OPINIONS = [
     Line(
         *("run both", "either", "opinion"),
-        "Where quality decides, run both, three seeds or more, each at a rate tuned for it, and keep DoRA only if it "
-        "wins on your task.",
+        "Tune the rate first. Where quality decides, run both, three seeds or more, each at its own rate, and keep "
+        "DoRA only if it wins on your task: with no difference shown, keep the cheaper one.",
         "",
     ),
     Line(
@@ -206,8 +217,7 @@ _OPINIONS = [
     ),
     Line(
         *("small rank", "dora", "opinion"),
-        "Where the rank has to be small (many adapters to ship), DoRA deserves the first try: the largest published "
-        "gaps are there.",
+        "Where memory forces a small rank, or training is very short, try DoRA beside LoRA.",
         "",
     ),
     Line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write_skill(
     """Write `{folder}/llmops-fine-tuner/SKILL.md` and return its path with a sentence on what happened.
 
     A file that was edited since it was written, or that something else wrote, is left as it is; the new text then
-    goes beside it, into SKILL.new.md.
+    goes beside it, into SKILL.new.md, or SKILL.new2.md where that was edited too, and so on.
 
     Args:
         folder: where skills are kept.
@@ -46,10 +47,12 @@ def write_skill(
         ValueError: as in `own_case.interpret`.
     """
     text = skill_text(recommendation, a, b, items=items, names=names)
-    path = Path(folder) / NAME / "SKILL.md"
+    own = Path(folder) / NAME / "SKILL.md"
+    numbered = (own.with_name(f"SKILL.new{number}.md") for number in itertools.count(2))
+    places = itertools.chain([own, own.with_name("SKILL.new.md")], numbered)
+    path = next(place for place in places if _free(place))
     said = f"{NAME}/SKILL.md is written"
-    if path.exists() and not _untouched(path.read_text(encoding="utf-8")):
-        path = path.with_name("SKILL.new.md")
+    if path != own:
         said = f"{NAME}/SKILL.md was edited and is left as it is; the new text is beside it, in {path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -78,7 +81,11 @@ def skill_text(
     return f"{body}\n<!-- as written by dora_lesson: {_digest(body)} -->\n"
 
 
-def _untouched(text: str) -> bool:
+def _free(path: Path) -> bool:
+    """Whether nothing is lost by writing there: no file, or one as it was written."""
+    if not path.exists():
+        return True
+    text = path.read_text(encoding="utf-8")
     found = _MARK.search(text)
     return found is not None and _digest(text[: found.start()]) == found.group(1)
 
@@ -114,18 +121,19 @@ def _comparison(recommendation: Recommendation) -> str:
 def _configuration(recommendation: Recommendation) -> str:
     if recommendation.fit is None:
         return "\n".join(f"- {line}" for line in [*recommendation.reasons, *recommendation.would_change])
-    return f"{recommendation.method}:\n\n```python\n{recommendation.snippet}```"
+    return f"{recommendation.headline}:\n\n```python\n{recommendation.snippet}```"
 
 
 _RULE = """\
 1. Estimate the peak of a training step before anything is downloaded. If even a 4-bit base does not fit: a smaller
    model, shorter chats, or a rented card.
-2. Keep the base in 16 bits if a step fits so. Take 4 bits if not, if the base will be served in 4 bits, or if memory is
-   first.
-3. Name DoRA (QDoRA over 4 bits) only if quality is first, the adapter will be merged, and the stack takes it. Otherwise
-   LoRA (QLoRA).
-4. Whatever is named: where quality decides, run LoRA and DoRA on the same chats, three seeds or more, each at a rate
-   tuned for it, and keep the one that wins on held-out items. With no difference shown, keep the cheaper one."""
+2. Keep the base in 16 bits if a step fits so, of LoRA if not of DoRA. Take 4 bits if not, if the base came packed or
+   will be served in 4 bits, or if memory is first.
+3. Name DoRA (QDoRA over 4 bits) only if quality is first, the adapter will be merged, the stack takes it and a step of
+   it fits, and then as a candidate to be run beside LoRA (QLoRA). Otherwise LoRA (QLoRA).
+4. Tune the rate first, whatever is named. Where quality decides, run LoRA and DoRA on the same chats, three seeds or
+   more, each at its own rate, and keep the one that wins on held-out items. With no difference shown, keep the cheaper
+   one."""
 
 _OTHERS = """\
 All four are one `LoraConfig`; `use_dora=True` makes DoRA of LoRA, and a base loaded with `BitsAndBytesConfig` (NF4,

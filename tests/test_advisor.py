@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import warnings
@@ -72,7 +73,8 @@ def test_leaf(method: str | None, asked: dict[str, Any]) -> None:
     )
     assert found.memory == expected
     assert found.config["use_dora"] == ("DoRA" in method) and found.config["r"] == found.r
-    assert found.cost and str(found).startswith(f"{method}, r = {found.r}: ")
+    beside = f", beside {method.replace('D', 'L')}" if "DoRA" in method else ""
+    assert found.cost and str(found).startswith(f"{method}, r = {found.r}{beside}: ")
     assert found.answers == {"fits": True, "sixteen": method[0] != "Q", "dora": "DoRA" in method}
 
 
@@ -118,7 +120,6 @@ def test_every_combination_is_answered_and_the_rules_hold(
 ) -> None:
     found = recommend(vram_gb, BIG, priority, inference=inference, stack=stack)
     assert found.method in {*(NAMES[method] for method in METHODS), None}
-    assert found.would_change, "an answer that nothing would change"
     assert all(said.strip() for said in [*found.reasons, *found.would_change, *found.cost])
     if found.method and "DoRA" in found.method:
         assert (priority, inference) == ("quality", "merged") and stack not in PACKED
@@ -128,34 +129,122 @@ def test_every_combination_is_answered_and_the_rules_hold(
         assert found.method is None
 
 
-def test_the_cards_it_names_are_enough_and_just_enough() -> None:
-    """ "from X GB on" and "a card of X GB or more" hold at X, and not half a GB below."""
-
-    def named(found: Any, pattern: str) -> float:
-        said = [match.group(1) for line in found.would_change if (match := re.search(pattern, line))]
-        return float(said[0])
-
-    packed = recommend(12, BIG)
-    enough = named(packed, r"from (\S+) GB on, the base")
-    assert recommend(enough, BIG).method == "DoRA" and recommend(enough - 0.5, BIG).method == "QDoRA"
-    nothing = recommend(6, BIG)
-    enough = named(nothing, r"a card of (\S+) GB")
-    assert recommend(enough, BIG).method == "QLoRA" and recommend(enough - 0.5, BIG).method is None
-    between = recommend(9.5, BIG)
-    enough = named(between, r"from (\S+) GB on, QDoRA")
-    assert recommend(enough, BIG).method == "QDoRA" and recommend(enough - 0.5, BIG).method == "QLoRA"
+CARDS = (4, 6, 7, 8, 9.5, 10, 12, 16, 19, 20, 24, 80)
+WORDS: dict[str, dict[str, Any]] = {
+    **{f"{priority} first": {"priority": priority} for priority in PRIORITIES},
+    "merged into 16-bit weights": {"inference": "merged"},
+    "served unmerged": {"inference": "unmerged"},
+    "served beside a packed base": {"inference": "4-bit"},
+    "without DeepSpeed": {"stack": "peft"},
+    "training over the 16-bit checkpoint": {"stack": "peft"},
+}
 
 
-def test_what_it_says_to_do_instead_can_be_done() -> None:
-    found = recommend(6, BIG)
-    smaller = re.search(r"a smaller model: (\S+) fits", " ".join(found.would_change))
-    assert smaller and recommend(6, smaller.group(1)).method is not None
-    short = recommend(8, BIG, "memory")
-    tokens = re.search(r"chats of (\d+) tokens", " ".join(short.would_change))
-    assert short.method is None and tokens
-    assert recommend(8, BIG, "memory", sequence_length=int(tokens.group(1))).method == "QLoRA"
-    assert "LoRA fits on this card with the base in 16 bits" in str(recommend(20, BIG))
-    assert recommend(20, BIG).method == "QDoRA" and recommend(20, BIG, "time").method == "LoRA"
+advised = functools.cache(recommend)  # a grid's answers are each other's changes
+
+
+def in_words(condition: str) -> dict[str, Any]:
+    """The change of constraints that one condition names; a KeyError where it says what nothing here can read."""
+    if found := re.fullmatch(r"chats of (\d+) tokens", condition):
+        return {"sequence_length": int(found.group(1))}
+    if found := re.fullmatch(r"a smaller model, such as (\S+)", condition):
+        return {"model": found.group(1)}
+    return WORDS[condition]
+
+
+def asked_again(line: str, asked: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """What a line of `would_change` says, as pairs of changed constraints and the method that they lead to."""
+    cards = re.fullmatch(r"(?:(.*) and )?on a larger card, bought or rented: (.*)", line)
+    if cards:
+        also = {k: v for part in (cards.group(1) or "").split(" and ") if part for k, v in in_words(part).items()}
+        told = []
+        now = advised(**asked | also).method
+        for step in cards.group(2).split(", "):
+            method, gb = step.removesuffix(" GB").split(" from ")
+            told += [(also | {"vram_gb": float(gb) - 0.11}, str(now)), (also | {"vram_gb": float(gb)}, method)]
+            now = method
+        return [*told, (also | {"vram_gb": 500}, str(now))]
+    conditions, method = line.split(": then ")
+    method, _, plain = method.partition(", beside ")
+    assert plain == (method.replace("D", "L") if "DoRA" in method else "")
+    told = []
+    for either in re.split(r", (?!such as |together)| or ", conditions.removesuffix(", together")):
+        changed = {k: v for part in either.split(" and ") for k, v in in_words(part).items()}
+        told.append((changed, method))
+    return told
+
+
+def wrong_lines(**asked: Any) -> list[str]:
+    found = advised(**asked)
+    wrong = []
+    for line in found.would_change:
+        for changed, method in asked_again(line, asked):
+            again = advised(**asked | changed).method
+            beyond = changed.keys() & {"vram_gb"}
+            if str(again) != method or (again == found.method and not beyond):
+                wrong.append(f"{asked}: {line!r}, but with {changed} it is {again}")
+    return wrong
+
+
+@pytest.mark.parametrize("stack", ["peft", "vllm", "deepspeed", "fsdp", "gptq"])
+@pytest.mark.parametrize("model", [BIG, "llama-2-7b", "llama-3.2-1b"])
+def test_what_would_change_the_answer_changes_it(model: str, stack: str) -> None:
+    """Every line of every answer is held to the advisor itself, asked under the constraints that the line names."""
+    for vram_gb, priority, inference in itertools.product(CARDS, PRIORITIES, INFERENCE):
+        asked = {"vram_gb": vram_gb, "model": model, "priority": priority, "inference": inference, "stack": stack}
+        assert not wrong_lines(**asked)
+        found = advised(**asked)
+        assert found.would_change, f"{asked}: an answer that nothing would change"
+        if found.method == "QDoRA" or (found.method is None and stack != "gptq"):
+            assert found.would_change[0].startswith("on a larger card")
+
+
+def test_where_nothing_fits_shorter_chats_and_smaller_models_are_named() -> None:
+    short = recommend(7, "llama-3.2-1b", "memory", sequence_length=4096)
+    assert short.method is None and not wrong_lines(
+        vram_gb=7, model="llama-3.2-1b", priority="memory", sequence_length=4096
+    )
+    said = " ".join(short.would_change)
+    assert "chats of 2048 tokens: then QLoRA" in said and "smollm2-1.7b" not in said  # which is larger
+    assert any("a smaller model, such as llama-2-7b" in line for line in recommend(8, BIG).would_change)
+    packed = recommend(4, BIG, stack="gptq").would_change
+    assert packed and all(line.startswith("served beside a packed base and ") for line in packed)
+
+
+def test_the_base_stays_in_16_bits_where_lora_fits_so() -> None:
+    found = recommend(20, BIG)
+    assert found.method == "LoRA" and found.answers["sixteen"]
+    assert any("no setting of DoRA in 16 bits fits" in reason for reason in found.reasons)
+    assert any("What 4 bits cost" in reason for reason in found.reasons)
+    assert recommend(20, BIG, stack="deepspeed").method == "LoRA"
+
+
+def test_dora_is_named_as_a_candidate_beside_lora() -> None:
+    for vram_gb, name, plain, record in [
+        (24, "DoRA", "LoRA", "DoRA minus LoRA"),
+        (12, "QDoRA", "QLoRA", "QDoRA minus"),
+    ]:
+        found = recommend(vram_gb, BIG)
+        assert str(found).startswith(f"{name}, r = 16, beside {plain}: ") and found.method == name
+        assert any(f"{name} is a candidate, to be run beside {plain}" in reason for reason in found.reasons)
+        evidence = [reason for reason in found.reasons if reason.endswith("]")]
+        assert evidence[0].startswith(record) and "[measured: data/records/sweep]" in evidence[0]
+    assert "beside" not in recommend(24, BIG, "time").headline
+
+
+def test_memory_first_says_what_the_weights_take() -> None:
+    said = recommend(8, "llama-3.2-1b", "memory").reasons[0]
+    assert said == "memory is first, and in 4 bits the weights take 1.0 GB in place of 2.5"
+
+
+def test_a_packed_base_is_loaded_from_a_packed_checkpoint(tmp_path: Path) -> None:
+    """The checkpoint that belongs to a known shape holds 16-bit weights, and would be loaded as they are."""
+    for model in (BIG, "meta-llama/Llama-3.1-8B-Instruct"):
+        found = recommend(12, model, inference="4-bit", stack="gptq")
+        assert 'pretrained(\n    "path/to/your-gptq-checkpoint"' in found.snippet
+        assert "meta-llama" not in found.snippet and "BitsAndBytes" not in found.snippet
+    small_llama().save_pretrained(tmp_path)
+    assert str(tmp_path) in recommend(8, str(tmp_path), inference="4-bit", stack="awq").snippet
 
 
 def test_evidence_stands_with_its_kind_and_source() -> None:

@@ -31,7 +31,10 @@ def test_what_the_items_alone_explain_is_the_binomial_error() -> None:
     assert f"{error:.3f}" in line and f"{0.04 / error:.1f} of these, the items alone could explain it" in line
     many = next(line for line in interpret(*ONE, items=10_000) if line.startswith("items"))
     assert "more than the items alone explain" in many
-    assert items_explain(0, 0, 50) == 0
+    assert items_explain(0, 0, 50) == items_explain(1, 1, 50) == 0
+    assert items_explain(0, 1, 100) == float("inf") and items_explain(1, 0, 100) == float("-inf")
+    apart = " ".join(interpret(case([1], [0.0], [1]), case([1], [1.0], [1]), items=100))
+    assert "items: 0% and 100% of 100: as far apart as can be" in apart and "by nothing" not in apart
     assert "tell the two apart by nothing" in " ".join(interpret(case([1], [0], [1]), case([1], [0], [1]), items=9))
 
 
@@ -46,6 +49,8 @@ def test_several_seeds_get_the_paired_interval_and_a_verdict() -> None:
     assert "DoRA is ahead by more than its seeds explain; few seeds" in ahead[0]
     assert "LoRA is ahead" in interpret(clear, a, items=204)[0]
     assert "the same" in interpret(a, a, items=204)[0]
+    up, down = case([7, 8, 9], [0.4] * 3, [10] * 3), case([9, 8, 7], [0.4] * 3, [10] * 3)
+    assert "no difference shown" in interpret(up, down, items=204)[0] and "same" not in interpret(up, down, items=9)[0]
 
 
 def test_the_seeds_it_asks_for_find_a_difference_four_times_in_five() -> None:
@@ -88,7 +93,14 @@ def test_the_three_prompts_carry_the_readers_numbers() -> None:
     assert [*found] == ["Understand the decomposition", "Configure for my case", "Compare my training runs"]
     understand, configure, compare = found.values()
     assert "+0.40" in understand
-    for part in ("12 GB", "a polite librarian", "333 chats", "QDoRA", "use_dora=True", "quality"):
+    for part in (
+        "12 GB",
+        "a polite librarian",
+        "333 chats",
+        "says QDoRA, r = 16, beside QLoRA",
+        "use_dora=True",
+        "quality",
+    ):
         assert part in configure
     assert "| task accuracy | 0.40 | 0.44 |" in compare and "204 held-out" in compare and "no interval" in compare
     nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)

@@ -35,7 +35,7 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
     for line in evidence_lines():
         assert str(line) in text
         assert f"\n- {line.source}\n" in text or not line.source
-    assert found.snippet in text
+    assert found.snippet in text and "QDoRA, r = 16, beside QLoRA:" in text
     assert found.fit is not None
     assert re.search(rf"\| QDoRA \| 43,319,296 \| {found.fit.peak / 1e9:.1f} \| yes \|", text)
     assert re.search(r"\| DoRA \| 43,319,296 \| \S+ \| no \|", text)
@@ -44,7 +44,7 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
 
 def test_nothing_to_recommend_is_written_as_that() -> None:
     text = skill_text(recommend(5, "llama-3.1-8b"), A, B, items=68)
-    assert "a card of " in text and "```python" not in text
+    assert "on a larger card, bought or rented: " in text and "```python" not in text
 
 
 def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:
@@ -57,6 +57,12 @@ def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:
     beside, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
     assert beside.name == "SKILL.new.md" and "12 GB" in beside.read_text()
     assert path.read_text() == mine and "left as it is" in said
+    write_skill(tmp_path, recommend(24, "llama-3.1-8b"), A, B, items=68)
+    assert "24 GB" in beside.read_text(), "as it was written, so nothing is lost"
+    beside.write_text("mine too")
+    third, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert third.name == "SKILL.new2.md" in said and "12 GB" in third.read_text()
+    assert beside.read_text() == "mine too" and path.read_text() == mine
 
 
 @pytest.mark.parametrize("foreign", ["", "# Somebody else's skill\n"])
