@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +44,10 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
     Raises:
         ValueError: a score that is missing, of another length, or out of its range.
     """
-    _require_scores(a, b, items)
+    if not isinstance(items, numbers.Integral) or isinstance(items, bool) or items < 1:
+        raise ValueError(f"items is {items!r}, but the number of scored items is expected.")
+    a, b = _checked(a), _checked(b)
+    _require_pairs(a, b)
     seeds = len(a[MINUTES])
     lines = [_one_pair(names)] if seeds == 1 else []
     for score, top in SCORES.items():
@@ -56,7 +60,9 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
         if top == 1:
             lines.append(_items_alone(means, items))
     ratio = statistics.fmean(b[MINUTES]) / statistics.fmean(a[MINUTES])
-    lines.append(f"time: {names[1]} took {ratio:.2f} times as long as {names[0]}, on this machine on that day.")
+    each = ", ".join(f"{y / x:.2f}" for x, y in zip(a[MINUTES], b[MINUTES], strict=True))
+    pairs = f" (pair by pair {each})" if seeds > 1 else ""
+    lines.append(f"time: {names[1]} took {ratio:.2f} times as long as {names[0]}{pairs}, on this machine on that day.")
     return lines
 
 
@@ -114,20 +120,30 @@ def _items_alone(means: tuple[float, float], items: int) -> str:
     )
 
 
-def _require_scores(a: Scores, b: Scores, items: int) -> None:
-    if not isinstance(items, int) or items < 1:
-        raise ValueError(f"items is {items!r}, but the number of scored items is expected.")
+def _checked(scores: Scores) -> dict[str, list[float]]:
+    """The scores of one method as lists of numbers, each in its range, as many of each."""
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(SCORES)} and {MINUTES}.")
+    found: dict[str, list[float]] = {}
+    for score, top in (*SCORES.items(), (MINUTES, math.inf)):
+        given = scores.get(score)
+        try:
+            found[score] = [] if given is None or isinstance(given, str) else [float(value) for value in given]
+        except (TypeError, ValueError):
+            found[score] = []
+        if not found[score]:
+            raise ValueError(f"{score!r} is {given!r}, but a list with a value a seed is expected.")
+        for value in found[score]:
+            if not (0 <= value <= top and math.isfinite(value)) or (score == MINUTES and value == 0):
+                unit = "minutes above 0" if score == MINUTES else f"0 to {top:g}"
+                raise ValueError(f"{score} holds {value:g}, but {unit} is expected.")
+    return found
+
+
+def _require_pairs(a: Scores, b: Scores) -> None:
     for score in (*SCORES, MINUTES):
-        for scores in (a, b):
-            if score not in scores or not isinstance(scores[score], list | tuple) or not scores[score]:
-                raise ValueError(f"{score!r} is {scores.get(score)!r}, but a list with a value a seed is expected.")
-            top = SCORES.get(score, float("inf"))
-            for value in scores[score]:
-                if not 0 <= value <= top or (score == MINUTES and value == 0):
-                    unit = "minutes above 0" if score == MINUTES else f"0 to {top:g}"
-                    raise ValueError(f"{score} holds {value!r}, but {unit} is expected.")
         lengths = len(a[score]), len(b[score])
-        if lengths[0] != lengths[1] or lengths[0] != len(a[MINUTES]):
+        if lengths != (len(a[MINUTES]),) * 2:
             raise ValueError(f"{score} has {lengths[0]} and {lengths[1]} values, but pairs are expected, one a seed.")
 
 
@@ -170,8 +186,9 @@ I want to fine-tune {asked.label} for {task}, on {chats:,} chats of up to {asked
 A rule-based advisor says {mine}, and gives this configuration:
 {recommendation.snippet or "(none)"}
 Try to argue me out of it. Check each argument against the current documentation of PEFT and transformers and quote what
-you rely on. Work out the memory of a training step part by part, and say what you left out. Where you have no source,
-say so.""",
+you rely on. Work out the memory of a training step part by part, and say what you left out. Which difference in quality
+to each of the other three methods should I expect, and what does serving it so ask for? Where you have no source, say
+so.""",
         "Compare my training runs": f"""\
 I trained the same model for {task} twice or more, the same chats in the same order, and scored {items} held-out items.
 {_table(a, b, names)}
@@ -179,7 +196,8 @@ What I computed myself:
 {said}
 1. Which of my sentences would you not sign, and why?
 2. What else differed between the two, besides the method? Ask me for what you need to know.
-3. Design the smallest experiment that could change my mind: seeds, items, learning rates, ranks, and what result would
+3. Would {names[1]} at half this rank, or {names[0]} at twice it, tell me more than another pair as these?
+4. Design the smallest experiment that could change my mind: seeds, items, learning rates, ranks, and what result would
    count as what. Do not tell me which method is better in general.""",
     }
 

@@ -23,7 +23,7 @@ QUESTIONS = [
         "d_out",
         {
             "d_out": "One for each output: the norm runs over the inputs, weight.norm(dim=1) (lesson 01).",
-            "d_in": "That is dim=0. At step 0 it looks right too, since m / ‖W‖ is 1 on either axis (lesson 01).",
+            "d_in": "That is dim=0. At step 0 it looks right too, since m / ‖W‖ is 1 on either axis (lesson 03).",
             "one": "A single number could only stretch the whole matrix (lesson 01).",
         },
     ),
@@ -32,7 +32,7 @@ QUESTIONS = [
         "LoRA adds B·A to a row. What happens to the row's length?",
         "it may change, and nothing sets it apart from the turn",
         {
-            "nothing, LoRA only turns rows": "An addition moves length and angle at once (lesson 02).",
+            "nothing, LoRA only turns rows": "An addition moves length and angle at once, as a rule (lesson 01).",
             "it may change, and nothing sets it apart from the turn": "LoRA can do either; it has no handle for the "
             "length alone. That is all that 'coupled' means (lesson 02).",
             "it always grows": "A row can be added to in any direction, and shrink (lesson 02).",

@@ -216,6 +216,12 @@ _OPINIONS = [
         "",
     ),
     Line(
+        *("stability", "either", "opinion"),
+        "Tutorials also name stable training and complex domains as reasons for DoRA. We found no source that measures "
+        "either.",
+        "",
+    ),
+    Line(
         *("small rank", "dora", "opinion"),
         "Where memory forces a small rank, or training is very short, try DoRA beside LoRA.",
         "",

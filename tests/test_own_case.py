@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -75,17 +77,31 @@ def test_the_recorded_runs_are_a_case() -> None:
 
 
 @pytest.mark.parametrize(("a", "items", "says"), [
-    ({"task accuracy": [44.0]}, 100, "task accuracy holds 44.0, but 0 to 1"),
+    ({"task accuracy": [44.0]}, 100, "task accuracy holds 44, but 0 to 1"),
     ({"persona consistency": [74]}, 100, "persona consistency holds 74, but 0 to 10"),
     ({"minutes": [0]}, 100, "minutes above 0"),
     ({"task accuracy": [0.4, 0.5]}, 100, "task accuracy has 2 and 1 values"),
     ({"task accuracy": 0.4}, 100, "'task accuracy' is 0.4, but a list"),
     ({"task accuracy": []}, 100, "but a list with a value a seed"),
+    ({"task accuracy": ["high"]}, 100, "but a list with a value a seed"),
+    ({"task accuracy": "0.4"}, 100, "but a list with a value a seed"),
+    ({"task accuracy": [None]}, 100, "but a list with a value a seed"),
+    ({"minutes": None}, 100, "'minutes' is None"),
+    ({"minutes": [math.inf]}, 100, "minutes above 0"),
+    ({"task accuracy": [math.nan]}, 100, "0 to 1 is expected"),
     ({}, 0, "items is 0"),
+    ({}, True, "items is True"),
 ])  # fmt: skip
 def test_bad_scores_are_one_sentence(a: dict[str, Any], items: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         interpret(ONE[0] | a, ONE[1], items=items)
+
+
+def test_scores_may_be_arrays_and_must_be_a_dict() -> None:
+    arrays = {name: np.array(values) for name, values in ONE[0].items()}
+    assert interpret(arrays, ONE[1], items=100) == interpret(*ONE, items=100)
+    with pytest.raises(ValueError, match="but a dict is expected"):
+        interpret([7.0], ONE[1], items=100)  # type: ignore[arg-type]
 
 
 def test_the_three_prompts_carry_the_readers_numbers() -> None:
