@@ -39,7 +39,7 @@ def write_skill(
     goes beside it, into SKILL.new.md, or SKILL.new2.md where that was edited too, and so on.
 
     Args:
-        folder: where skills are kept.
+        folder: where skills are kept; `~` is your home.
         recommendation: of `recommend`.
         a, b, items, names: as in `own_case.interpret`.
 
@@ -47,7 +47,7 @@ def write_skill(
         ValueError: as in `own_case.interpret`.
     """
     text = skill_text(recommendation, a, b, items=items, names=names)
-    own = Path(folder) / NAME / "SKILL.md"
+    own = Path(folder).expanduser() / NAME / "SKILL.md"
     numbered = (own.with_name(f"SKILL.new{number}.md") for number in itertools.count(2))
     places = itertools.chain([own, own.with_name("SKILL.new.md")], numbered)
     path = next(place for place in places if _free(place))
@@ -74,7 +74,7 @@ def skill_text(
         "My configuration": _configuration(recommendation),
         "The other configurations": _OTHERS,
         "Before it ships": _SAFETY,
-        "Sources": "\n".join(f"- {source}" for source in dict.fromkeys(line.source for line in lines if line.source)),
+        "Sources": f"Measured lines: files under `data/` of the course dora_lesson.\n\n{_sources(lines)}",
     }
     head = f"---\nname: {NAME}\ndescription: {DESCRIPTION}\n---\n\n# Choose an adapter, and say why\n"
     body = head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
@@ -85,7 +85,7 @@ def _free(path: Path) -> bool:
     """Whether nothing is lost by writing there: no file, or one as it was written."""
     if not path.exists():
         return True
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     found = _MARK.search(text)
     return found is not None and _digest(text[: found.start()]) == found.group(1)
 
@@ -96,6 +96,10 @@ def _digest(text: str) -> str:
 
 def _told(lines: list[Line], side: str) -> str:
     return "\n".join(f"- {line}" for line in lines if line.side == side)
+
+
+def _sources(lines: list[Line]) -> str:
+    return "\n".join(f"- {source}" for source in dict.fromkeys(line.source for line in lines if line.source))
 
 
 def _comparison(recommendation: Recommendation) -> str:

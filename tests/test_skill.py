@@ -65,9 +65,10 @@ def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:
     assert beside.read_text() == "mine too" and path.read_text() == mine
 
 
-@pytest.mark.parametrize("foreign", ["", "# Somebody else's skill\n"])
-def test_a_file_of_somebody_else_is_left_alone(foreign: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", [b"", b"# Somebody else's skill\n", "é".encode("latin-1")])
+def test_a_file_of_somebody_else_is_left_alone(foreign: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / NAME).mkdir()
-    (tmp_path / NAME / "SKILL.md").write_text(foreign)
-    path, _ = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
-    assert path.name == "SKILL.new.md" and (tmp_path / NAME / "SKILL.md").read_text() == foreign
+    (tmp_path / NAME / "SKILL.md").write_bytes(foreign)
+    path, _ = write_skill("~", recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert path == tmp_path / NAME / "SKILL.new.md" and (tmp_path / NAME / "SKILL.md").read_bytes() == foreign
