@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dora_lesson import geometry
-from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, plain, verdict
 
 Pair = tuple[Tensor, Tensor]
 Suspects = list[tuple[Tensor, str]]
@@ -212,7 +212,7 @@ def _examine_change(
 
 
 def _one_number(answer: Any, W0: Tensor, W1: Tensor) -> Tensor:
-    if isinstance(answer, (int, float)):
+    if not isinstance(answer, Tensor) and isinstance(plain(answer), int | float):
         return torch.tensor(float(answer), dtype=W0.dtype)
     if isinstance(answer, Tensor) and answer.numel() > 1:
         raise Wrong(
