@@ -137,6 +137,7 @@ WRONG: list[tuple[str, Attempt, str]] = [
     ("magnitude_change", lambda a, b: (b - a).abs().mean(), "all entries"),
     ("magnitude_change", lambda a, b: (norm(b) - norm(a)).square().mean(), "squares the changes"),
     ("magnitude_change", lambda a, b: ((norm(b) - norm(a)).abs() / norm(a)).mean(), "relative"),
+    ("magnitude_change", lambda a, b: (norm(b) - norm(a)).abs()[norm(a) > 0].mean(), "counts like any other"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=1).mean(), "take 1 - cos"),
     ("direction_change", lambda a, b: (F.cosine_similarity(a, b, dim=1) - 1).mean(), "sign"),
     ("direction_change", lambda a, b: (1 - F.cosine_similarity(a, b, dim=0)).mean(), "dim=0"),

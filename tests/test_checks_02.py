@@ -128,6 +128,7 @@ WRONG_MOVEMENTS = {
     "no pair": lambda s, n: {k: M for k, (M, _) in by_loop(s, n).items()},
     "changed its argument number 2 in place": stands_still,
     "changed the dict start": empties,
+    "ΔD of 'a' is a Tensor, but a number": lambda s, n: {k: (0.0, 1 - cos(s[k], n[k])) for k in s},
     "is nan": lambda s, n: dict.fromkeys(s, (float("nan"), float("nan"))),
     "ΔM of": lambda s, n: {k: (2 * M, D) for k, (M, D) in by_loop(s, n).items()},
     "ΔD of": lambda s, n: {k: (M, 2 * D) for k, (M, D) in by_loop(s, n).items()},

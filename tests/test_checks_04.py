@@ -40,6 +40,7 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
         (config(use_rslora=True), "use_rslora divides by the root of r"),
         (config(alpha_pattern={"v_proj": 64}), "scales by 4"),
         (config(layers_to_transform=[*range(20)], r=20, lora_alpha=40), "q_proj in 20 of the 30 blocks"),
+        (config(modules_to_save=["lm_head"]), "it trains 29,"),
         (config(r=64, lora_alpha=128), "over the budget"),
         (config(target_modules="all-linear"), "over the budget"),
         (config(r=2, lora_alpha=4), "less than half"),

@@ -159,6 +159,7 @@ def by_any(model, optimizer, frozen=all, stepped=all):
     (optimizer_first, "'no magnitude' is right"),
     (lambda model, optimizer: "DoRA", "LoRA layers are not recognised"),
     (lambda model, optimizer: True, "the answers are DoRA"),
+    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "the answers are DoRA"),
     (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
 ])  # fmt: skip
 def test_a_wrong_diagnosis_is_named(attempt, words, capsys):

@@ -127,6 +127,7 @@ def wrong_way_round(a: Any, b: Any) -> str:
         (lambda a, b: by_scipy(sorted(a), sorted(b)), "keep the order"),
         (lambda a, b: (a.sort(), b.sort(), by_scipy(a, b))[-1], "keep the order"),
         (lambda a, b: len(a) > 1, "the answers are higher, lower, cannot tell"),
+        (lambda a, b: np.array([by_scipy(a, b)] * 2), "the answers are higher, lower, cannot tell"),
     ],
 )
 def test_noise_wrong(wrong: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +263,7 @@ def pops(a: Any, b: Any) -> set[str]:
         (lambda a, b: {k for k in a if a[k] != b.get(k)} - {"method", "seed"}, "look at the keys of both"),
         (lambda a, b: by_union(a, b) - ({"r", "lora_alpha"} if a["r"] != b["r"] else set()), "their ratio does not"),
         (lambda a, b: len(by_union(a, b)), "as a set"),
+        (lambda a, b: {k for k in a | b if a.get(k) is not b.get(k)} - {"method", "seed"}, "the method alone"),
         (pops, "make a copy"),
     ],
 )

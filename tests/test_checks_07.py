@@ -73,6 +73,7 @@ def old_tree(fits_16, fits_4, priority, inference, takes_dora):
     (lambda a, b, c, d, e: nested(a, b, c, d, e) if a else None, "return in every case"),
     (lambda a, b, c, d, e: nested(a, b, c, d, False), "the stack takes DoRA"),
     (lambda a, b, c, d, e: (nested(a, b, c, d, e) or "none").lower(), "one of LoRA, DoRA"),
+    (lambda a, b, c, d, e: np.array(["LoRA", "DoRA"]), "one of LoRA, DoRA"),
     (lambda a, b: "LoRA", "TypeError"),
 ])  # fmt: skip
 def test_a_wrong_tree_is_named(attempt, words, capsys):

@@ -77,7 +77,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     """
     name = getattr(function, "__name__", type(function).__name__)
     given = [_tensors(arg) for arg in args]
-    before = [[tensor.detach().clone() for tensor in tensors] for tensors in given]
+    before = [[tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors] for tensors in given]
     try:
         answer = function(*args)
     except NotImplementedError:
@@ -86,8 +86,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
         raise Wrong(f"{name} raised {_told(error)}; {_where(error)}") from None
     for number, (old, held, arg) in enumerate(zip(before, given, args, strict=True), start=1):
         now = _tensors(arg) if isinstance(arg, nn.Module) else held  # a module can hold other tensors than before
-        same = (a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(old, now, strict=True))
-        if len(now) != len(old) or not all(same):
+        if len(now) != len(old) or not all(_same(a, b) for a, b in zip(old, now, strict=True)):
             raise Wrong(
                 f"{name} changed its argument number {number} in place; look for assignments into it and for "
                 "methods that end in an underscore, and make a new one instead."
@@ -147,6 +146,10 @@ def _tensors(arg: Any) -> list[Tensor]:
     if isinstance(arg, dict | list | tuple):
         return [tensor for part in (arg.values() if isinstance(arg, dict) else arg) for tensor in _tensors(part)]
     return [arg] if isinstance(arg, Tensor) else []
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return (a.dtype, a.requires_grad) == (b.dtype, b.requires_grad) and torch.equal(a, b)
 
 
 def _told(error: Exception) -> str:

@@ -116,7 +116,7 @@ def _examine_movement(attempt: Attempt) -> None:
     expect(set(found) == set(start), f"the names are {sorted(map(str, found))}; give one entry for each of {[*start]}.")
     for name, pair in found.items():
         expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is no pair (ΔM, ΔD).")
-        M, D = (float(value) for value in pair)
+        M, D = (expect_number(value, f"{what} of {name!r}") for value, what in zip(pair, ("ΔM", "ΔD"), strict=True))
         right = _movement(start, now)[name]
         signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()
         columns = _movement({name: start[name].T}, {name: now[name].T})[name]

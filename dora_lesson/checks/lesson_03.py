@@ -36,9 +36,7 @@ def merged_weight(attempt: Attempt) -> Attempt:
 
 def factored_norm(attempt: Attempt) -> Attempt:
     """Check `my_factored_norm(W, W_squared, A, B, scaling) -> norm` and return it, or the course's own version."""
-    return verdict(
-        attempt, _examine_norm, _norm, "the norm of every row of W + scaling * B @ A, and no matrix of W's size made."
-    )
+    return verdict(attempt, _examine_norm, _norm, "the norm of every row of V, and no matrix of W's size was made.")
 
 
 # The course's own versions: plain, as the lesson writes them.

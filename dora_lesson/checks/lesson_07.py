@@ -79,7 +79,8 @@ def _named(attempt: Attempt, case: tuple[Any, ...]) -> str | None:
 
     boxed.__name__ = getattr(attempt, "__name__", "it")
     (said,) = call(boxed, *case)
-    expect(said is None or said in METHODS, f"it says {said!r}; one of {', '.join(METHODS)}, or None, is expected.")
+    known = said is None or (isinstance(said, str) and said in METHODS)
+    expect(known, f"it says {said!r}; one of {', '.join(METHODS)}, or None, is expected.")
     return said
 
 
