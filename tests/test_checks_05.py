@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dora_lesson import checks
+from dora_lesson.memory import estimate
+from dora_lesson.shapes import llama_config
 
 # A block in NF4.
 
@@ -23,7 +25,7 @@ def as_a_list(w, levels):
 
 
 def by_thresholds(w, levels):
-    scale = w.abs().amax(keepdim=True)
+    scale = w.abs().amax()
     return torch.bucketize(w / scale, (levels[1:] + levels[:-1]) / 2), scale
 
 
@@ -52,7 +54,9 @@ def nearest(x, levels):
     (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs()), "a block has one"),
     (lambda w, levels: ((w[:, None] / w.abs().max() - levels).abs().argmin(dim=0), w.abs().max()), "(64,) is expected"),
     (lambda w, levels: nearest(w / w.abs().max(), levels), "return codes, scale"),
-    (lambda w, levels: (nearest(w / w.abs().max(), levels), float("nan")), "the scale is nan, but max |w| is"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), float("nan")), "the scale is nan, but a finite number"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs().max()[None]), "without dims is expected"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), "large"), "the scale is a str"),
     (lambda w, levels: (nearest(w / w.abs().max(), levels), 0.0), "the scale is 0.0000, but max |w| is"),
     (lambda w, levels: (nearest(w.div_(w.abs().max()), levels), 1.0), "in place"),
 ])  # fmt: skip
@@ -182,7 +186,7 @@ def setting(batch_size, sequence_length, gradient_checkpointing=True, **more):
         setting(4, 1024),
         setting(2, 2048),
         setting(7, 600),
-        setting(np.int64(8), np.int64(512), np.True_),
+        setting(8, 512, np.True_),
     ],
 )
 def test_a_right_setting_is_accepted(attempt, capsys):
@@ -205,6 +209,17 @@ def test_a_right_setting_is_accepted(attempt, capsys):
 def test_a_wrong_setting_is_named(attempt, words, capsys):
     assert checks.t4_setting(attempt) is not attempt
     assert words in capsys.readouterr().out
+
+
+def test_a_setting_passes_only_if_the_lesson_can_go_on_with_it(capsys):
+    attempt = setting(np.int64(8), np.int64(512))
+    passed = checks.t4_setting(attempt) is attempt
+    try:
+        estimate(llama_config("llama-3.1-8b"), "qdora", dtype=torch.float16, **attempt())
+    except ValueError:
+        assert not passed and "batch_size is np.int64(8)" in capsys.readouterr().out
+    else:
+        assert passed
 
 
 @pytest.mark.parametrize("name", ["nf4_block", "qdora_bytes", "why_not_dora", "t4_setting"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dora_lesson.checks.core import call, close, expect, expect_number, expect_tensor, is_whole, plain, verdict
+from dora_lesson.checks.core import Wrong, call, expect, expect_number, expect_tensor, is_whole, plain, verdict
 from dora_lesson.layers import DoRALinear, LoRALinear
 from dora_lesson.memory import estimate
 from dora_lesson.shapes import llama_config
@@ -85,11 +85,14 @@ def _examine_block(attempt: Attempt) -> None:
         codes, scale = answer
         codes = expect_tensor(codes, (64,), codes.dtype if isinstance(codes, Tensor) else torch.long, "codes")
         expect(not codes.is_floating_point(), "codes are levels; return which level it is, a number from 0 to 15.")
-        scale = torch.as_tensor(scale, dtype=torch.float32).flatten()
-        expect(len(scale) == 1, f"the scale has {len(scale)} values; a block has one.")
-        expect(not float(scale) < 0, "the scale is negative; take the largest absolute value.")
-        right = w.abs().max()
-        expect(close(scale, right[None]), f"the scale is {float(scale):.4f}, but max |w| is {float(right):.4f}.")
+        if isinstance(scale, Tensor) and scale.ndim:
+            expect(scale.numel() == 1, f"the scale has {scale.numel()} values; a block has one.")
+            raise Wrong(
+                f"the scale has shape {tuple(scale.shape)}; a number without dims is expected, as .max() gives it."
+            )
+        scale, right = float(expect_number(scale, "the scale")), w.abs().max().item()
+        expect(scale >= 0, "the scale is negative; take the largest absolute value.")
+        expect(abs(scale - right) < 1e-5, f"the scale is {scale:.4f}, but max |w| is {right:.4f}.")
         packed, _ = quantize_4bit(w[None], quant_type="nf4", blocksize=64)
         expected = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten().long()
         wrong = int((codes.long() != expected).sum())
@@ -174,9 +177,9 @@ def _examine_setting(attempt: Attempt) -> None:
     expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
     tokens = batch_size * length
     expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; at least {TOKENS:,} are wanted.")
-    peak = estimate(
-        llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16,
-        batch_size=batch_size, sequence_length=length, gradient_checkpointing=again,
-    ).total  # fmt: skip
+    try:
+        peak = estimate(llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16, **setting).total
+    except ValueError as error:
+        raise Wrong(f"estimate, which the lesson asks next, refuses it: {error} Try int(...) around it.") from None
     advice = "lower one of the two." if again else "what does gradient checkpointing save?"
     expect(peak <= ROOM, f"its peak is {peak / 1e9:.1f} GB, over the {ROOM / 1e9:.0f} GB of the card; {advice}")
