@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from dora_lesson.advisor import recommend
+from dora_lesson.checks.core import plain
 from dora_lesson.environment import doctor
 from dora_lesson.evidence import paired_difference
 
@@ -27,7 +30,7 @@ class Task:
 
 def tasks() -> list[Task]:
     """One task for each lesson, in order."""
-    return list(_TASKS)
+    return copy.deepcopy(list(_TASKS))
 
 
 def final_check(answers: Mapping[str, Any]) -> int:
@@ -48,8 +51,9 @@ def final_check(answers: Mapping[str, Any]) -> int:
             problem = f"a {type(answer).__name__} that is no answer to this; one looks like {_like(task.answer)}"
         right += problem is None
         print(f"{task.lesson} correct: {task.objective}" if problem is None else f"{task.lesson} wrong: {problem}")
-    if extra := sorted(set(answers) - {task.lesson for task in _TASKS}):
-        print(f"{extra[0]!r} is no lesson's number")
+    lessons = [task.lesson for task in _TASKS]
+    if extra := [key for key in answers if key not in lessons]:
+        print(f"{extra[0]!r} is no lesson's number; they are {lessons[0]!r} to {lessons[-1]!r}, in quotes")
     print(f"{right} of {len(_TASKS)}")
     return right
 
@@ -61,6 +65,8 @@ def _like(answer: Any) -> str:
 
 
 def _numbers(answer: Any, right: list[float], slips: Slips) -> str | None:
+    if isinstance(answer, str | Mapping | Set):
+        raise TypeError  # their parts have no order, or are letters
     given = [float(value) for value in answer]
     if len(given) != len(right):
         return f"{len(given)} numbers, but {len(right)} are asked for"
@@ -104,25 +110,30 @@ def _merged(answer: Any) -> str | None:
 
 def _configured(answer: Any) -> str | None:
     given = answer if isinstance(answer, Mapping) else vars(answer)
-    if given.get("use_dora") is not True:
+    if plain(given.get("use_dora")) is not True:
         return "use_dora is not True, so this is LoRA"
     if given.get("r") != 8:
         return f"r is {given.get('r')!r}, but 8 is asked for"
-    if given.get("lora_alpha") != 16:
-        return f"lora_alpha / r is the scaling, and {given.get('lora_alpha')!r} / 8 is not 2"
+    alpha, root = given.get("lora_alpha"), given.get("use_rslora")
+    if root and not (alpha and math.isclose(alpha / 8**0.5, 2)):
+        return f"use_rslora divides lora_alpha by the root of r, and {alpha!r} / √8 is not 2; leave it out"
+    if not root and alpha != 16:
+        return f"lora_alpha / r is the scaling, and {alpha!r} / 8 is not 2"
     return None
 
 
 def _bits(answer: Any) -> str | None:
+    right = 4 + 8 / 64 + 32 / (64 * 256)
     slips = [
-        (4, "that is the codes alone; what do the scales add?"),
-        (4.5, "that is without double quantisation"),
-        (4.125, "the scales of the scales are missing, 32 bits for 64 · 256 weights"),
+        (4, 1e-3, "that is the codes alone; what do the scales add?"),
+        (4.5, 1e-3, "that is without double quantisation"),
+        (4.125, 5e-4, "the scales of the scales are missing, 32 bits for 64 · 256 weights"),
+        (right, 0.005, "that is near; keep all decimals until the end, and then three"),
     ]
     value = float(answer)
-    if abs(value - (4 + 8 / 64 + 32 / (64 * 256))) < 0.0015:
+    if round(value, 3) == round(right, 3):
         return None
-    return next((message for slip, message in slips if abs(value - slip) < 1e-3), f"{value:g} is not it")
+    return next((message for slip, off, message in slips if abs(value - slip) < off), f"{value:g} is not it")
 
 
 @functools.cache
@@ -131,6 +142,7 @@ def _pairs() -> bool:
 
 
 def _shown(answer: Any) -> str | None:
+    answer = plain(answer)
     if not isinstance(answer, bool):
         return "True or False, please"
     told = "three pairs of +0.03, +0.01, +0.04: compute paired_difference, and look whether zero is inside"
@@ -139,11 +151,12 @@ def _shown(answer: Any) -> str | None:
 
 def _chosen(answer: Any) -> str | None:
     found = recommend(12, "llama-3.1-8b", "quality", inference="4-bit").method
-    if str(answer).lower() == str(found).lower():
+    said = str(answer).strip().lower()
+    if said == str(found).lower():
         return None
-    why = {"dora": "the 16-bit weights alone are larger than the card", "lora": "the 16-bit weights are larger still"}
+    why = dict.fromkeys(["lora", "dora"], "the 16-bit weights alone are larger than the card")
     why["qdora"] = "beside a packed base the adapter is not merged, and DoRA's price falls due at every token"
-    return why.get(str(answer).lower(), "one of LoRA, DoRA, QLoRA, QDoRA is asked for")
+    return why.get(said, "one of LoRA, DoRA, QLoRA, QDoRA is asked for")
 
 
 _TASKS = (

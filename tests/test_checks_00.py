@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dora_lesson import checks
 
@@ -15,7 +17,13 @@ def written_out(lora_alpha: float, r: int) -> float:
     return lora_alpha * inverse
 
 
-@pytest.mark.parametrize("attempt", [lambda lora_alpha, r: lora_alpha / r, lambda a, b: a * b**-1, written_out])
+@pytest.mark.parametrize("attempt", [
+    lambda lora_alpha, r: lora_alpha / r,
+    lambda a, b: a * b**-1,
+    written_out,
+    lambda a, r: np.float32(a) / r,
+    lambda a, r: torch.tensor(a) / r,
+])  # fmt: skip
 def test_right_answers(attempt: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert checks.scaling(attempt) is attempt
     assert capsys.readouterr().out.startswith("correct: ")
@@ -31,6 +39,8 @@ def test_right_answers(attempt: Callable[..., Any], capsys: pytest.CaptureFixtur
         (lambda lora_alpha, r: lora_alpha / r**0.5, "square root"),
         (lambda lora_alpha, r: 2.0, "is right"),
         (lambda lora_alpha, r: str(lora_alpha / r), "a number is expected"),
+        (lambda lora_alpha, r: float("nan"), "a finite number is expected"),
+        (lambda lora_alpha, r: lora_alpha > r, "a bool, but a number"),
         (lambda lora_alpha: lora_alpha, "TypeError"),
         (lambda lora_alpha, r: lora_alpha / 0, "ZeroDivisionError"),
         (3.0, "pass it the function itself"),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ RIGHT: list[tuple[str, Attempt]] = [
     ("magnitude_change", lambda a, b: F.l1_loss(norm(a), norm(b))),
     ("magnitude_change", lambda a, b: sum(abs(x - y) for x, y in zip(norm(a), norm(b), strict=True)) / len(a)),
     ("magnitude_change", lambda a, b: (norm(b) - norm(a)).abs().mean().item()),
+    ("magnitude_change", lambda a, b: np.abs(np.linalg.norm(b, axis=1) - np.linalg.norm(a, axis=1)).mean()),
     ("direction_change", lambda a, b: (1 - F.cosine_similarity(a, b, dim=1)).mean()),
     ("direction_change", lambda a, b: 1 - F.cosine_similarity(a, b).mean()),
     ("direction_change", lambda a, b: 1 - cos_by_hand(a, b).mean()),
@@ -135,6 +137,7 @@ WRONG: list[tuple[str, Attempt, str]] = [
     ("magnitude_change", lambda a, b: (b - a).abs().mean(), "all entries"),
     ("magnitude_change", lambda a, b: (norm(b) - norm(a)).square().mean(), "squares the changes"),
     ("magnitude_change", lambda a, b: ((norm(b) - norm(a)).abs() / norm(a)).mean(), "relative"),
+    ("magnitude_change", lambda a, b: (norm(b) - norm(a)).abs()[norm(a) > 0].mean(), "counts like any other"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=1).mean(), "take 1 - cos"),
     ("direction_change", lambda a, b: (F.cosine_similarity(a, b, dim=1) - 1).mean(), "sign"),
     ("direction_change", lambda a, b: (1 - F.cosine_similarity(a, b, dim=0)).mean(), "dim=0"),
@@ -143,6 +146,7 @@ WRONG: list[tuple[str, Attempt, str]] = [
     ("direction_change", lambda a, b: (1 - (a * b).sum(1)).mean(), "dividing by both lengths"),
     ("direction_change", lambda a, b: (1 - (a * b).sum(1) / (norm(a) * norm(b))).mean(), "NaN"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=1).acos().mean(), "radians"),
+    ("direction_change", lambda a, b: float("nan"), "it gives nan"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=2).mean(), "raised"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ WRONG_FORWARDS = {
     "untransposed": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A) @ B,
     "changed places": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ B) @ A,
     "matches no slip": lambda x, W, b, A, B, a: 2 * F.linear(x, W, b),
+    "matches no slip that": lambda x, W, b, A, B, a: F.linear(x, W, b) + 3 * (x @ A.T) @ B.T,  # of the first case alone
     "shape": lambda x, W, b, A, B, a: F.linear(x, W, b).sum(-1),
 }
 
@@ -47,6 +49,8 @@ COUNTS = {
     "a sum": lambda shapes, r: sum(r * (o + i) for o, i in shapes),
     "real matrices": lambda shapes, r: sum(torch.empty(r, i).numel() + torch.empty(o, r).numel() for o, i in shapes),
     "a tensor": lambda shapes, r: r * torch.tensor(shapes).sum(),
+    "numpy": lambda shapes, r: np.sum(np.array(shapes)) * r,
+    "emptying the list": lambda shapes, r: sum(r * sum(shapes.pop()) for _ in range(len(shapes))),
 }
 WRONG_COUNTS = {
     "counts W": lambda shapes, r: sum(o * i for o, i in shapes),
@@ -57,7 +61,8 @@ WRONG_COUNTS = {
     "only the first": lambda shapes, r: r * sum(shapes[0]),
     "are multiplied": lambda shapes, r: sum(r * o * i for o, i in shapes),
     "you give": lambda shapes, r: 5,
-    "return a number": lambda shapes, r: "many",
+    "but a number is expected": lambda shapes, r: "many",
+    "a finite number": lambda shapes, r: float("nan"),
 }
 
 
@@ -88,6 +93,27 @@ def as_lists(start, now):
     return {name: [float(value) for value in pair] for name, pair in by_loop(start, now).items()}
 
 
+def from_the_ends(start, now):
+    """Empties copies of its own."""
+    left, moved = list(now), {}
+    while left:
+        name = left.pop()
+        moved[name] = [np.float64(value) for value in by_loop(start, now)[name]]
+    return moved
+
+
+def stands_still(start, now):
+    """Puts the weights back and finds that nothing moved."""
+    for name in start:
+        now[name].copy_(start[name])
+    return dict.fromkeys(start, (0.0, 0.0))
+
+
+def empties(start, now):
+    names = list(start)
+    return {name: by_loop({name: start.pop(name)}, {name: now[name]})[name] for name in names}
+
+
 def swap(pairs):
     return {name: (D, M) for name, (M, D) in pairs.items()}
 
@@ -100,12 +126,16 @@ WRONG_MOVEMENTS = {
     "return a dict": lambda s, n: list(by_loop(s, n).values()),
     "one entry for each": lambda s, n: {"a": by_loop(s, n)["a"]},
     "no pair": lambda s, n: {k: M for k, (M, _) in by_loop(s, n).items()},
+    "changed its argument number 2 in place": stands_still,
+    "changed the dict start": empties,
+    "ΔD of 'a' is a Tensor, but a number": lambda s, n: {k: (0.0, 1 - cos(s[k], n[k])) for k in s},
+    "is nan": lambda s, n: dict.fromkeys(s, (float("nan"), float("nan"))),
     "ΔM of": lambda s, n: {k: (2 * M, D) for k, (M, D) in by_loop(s, n).items()},
     "ΔD of": lambda s, n: {k: (M, 2 * D) for k, (M, D) in by_loop(s, n).items()},
 }
 
 
-@pytest.mark.parametrize("attempt", [by_loop, as_lists])
+@pytest.mark.parametrize("attempt", [by_loop, as_lists, from_the_ends])
 def test_a_right_movement_is_accepted(attempt):
     assert checks.movement(attempt) is attempt
 

@@ -198,6 +198,10 @@ def step_0_only(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def
     return F.linear(x, W, bias)
 
 
+def scaling_of_the_first_case(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def]
+    return as_in_the_paper(x, W, bias, A, B, m, 3.0 * A.shape[0])
+
+
 WRONG_FORWARDS: list[tuple[Attempt, str]] = [
     (with_weight(lambda W, BA, m: m[:, None] * (W + BA) / (W + BA).norm(dim=0).detach()), "dim=0"),
     (with_weight(lambda W, BA, m: m * (W + BA) / (W + BA).norm(dim=0).detach()), "dim=0"),
@@ -214,9 +218,11 @@ WRONG_FORWARDS: list[tuple[Attempt, str]] = [
     (with_weight(lambda W, BA, m: m[:, None] * (W + BA) / norm(W + BA).detach() ** 2), "square root"),
     (alpha_not_divided, "lora_alpha / r"),
     (alpha_by_the_wrong_length, "matches no slip"),
+    (scaling_of_the_first_case, "matches no slip"),
     (bias_scaled, "bias is scaled"),
     (bias_forgotten, "bias is missing"),
     (output_normalised, "output is normalised"),
+    (lambda x, W, b, A, *more: as_in_the_paper(x, W, b, A.requires_grad_(False), *more), "argument number 4 in place"),
     (base_changed, "changed its argument number 2 in place"),
     (everything_without_gradient, "does not carry a gradient"),
     (update_detached, "no gradient reaches A"),
@@ -260,6 +266,7 @@ WRONG_MERGES: list[tuple[Attempt, str]] = [
     (merged_with(lambda W, BA, m: W + m[:, None] * F.normalize(W + BA, dim=1)), "added to W"),
     (merged_with(lambda W, BA, m: (m[:, None] * F.normalize(W + BA, dim=1)).T.contiguous()), "matches no slip|shape"),
     (merged_in_place, "in place"),
+    (lambda W, A, B, m, scaling: merged_by_formula(W, A, B, m, 2.5), "matches no slip"),
 ]
 
 
@@ -298,6 +305,7 @@ WRONG_NORMS: list[tuple[Attempt, str]] = [
     (norm_with(lambda W2, c, u, s: (W2 + 2 * s * c).abs().sqrt()), "last term"),
     (norm_with(lambda W2, c, u, s: W2.sqrt()), "norm of W"),
     (norm_with(lambda W2, c, u, s: (W2**2 + 2 * s * c + s * s * u).sqrt()), "is squared again"),
+    (lambda W, W2, A, B, scaling: norm_by_sums(W, W2, A, B, 0.3), "matches no slip"),
     (norm_formed, "never form B @ A"),
     (norm_of_a_formed_update, "never form B @ A"),
     (norm_along_the_wrong_axis, "dim=0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -23,6 +24,7 @@ def config(**changed):
         config(r=12, lora_alpha=24),
         config(target_modules=r".*\.(q|v)_proj"),
         config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], r=8, lora_alpha=16, task_type="CAUSAL_LM"),
+        config(lora_alpha=8, use_rslora=True),
     ],
 )
 def test_a_right_configuration_is_accepted(attempt, capsys):
@@ -35,6 +37,10 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
         (config(use_dora=False), "use_dora=True"),
         (config(target_modules=["q_proj"], r=32, lora_alpha=64), "v_proj are asked for"),
         (config(lora_alpha=16), "scaling of 2"),
+        (config(use_rslora=True), "use_rslora divides by the root of r"),
+        (config(alpha_pattern={"v_proj": 64}), "scales by 4"),
+        (config(layers_to_transform=[*range(20)], r=20, lora_alpha=40), "q_proj in 20 of the 30 blocks"),
+        (config(modules_to_save=["lm_head"]), "it trains 29,"),
         (config(r=64, lora_alpha=128), "over the budget"),
         (config(target_modules="all-linear"), "over the budget"),
         (config(r=2, lora_alpha=4), "less than half"),
@@ -58,13 +64,32 @@ def zero_equals_zero(model):
     return sum("magnitude" in name for name in names) == sum("lora_A" in name for name in names)
 
 
+def most_train(model):
+    """As many magnitudes as there are adapted layers, and some of them train."""
+    found = {name: p for name, p in model.named_parameters() if "magnitude" in name}
+    some = any(p.requires_grad for p in found.values())
+    return some and len(found) == sum("lora_A" in name for name, _ in model.named_parameters())
+
+
 def by_names(model):
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     adapted = sum("lora_A" in name for name in names)
     return adapted > 0 and sum("magnitude" in name for name in names) == adapted
 
 
-@pytest.mark.parametrize("attempt", [by_layer, by_names])
+def by_numpy(model):
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    return np.all([[p.requires_grad for p in m.lora_magnitude_vector.parameters()] == [True] for m in layers])
+
+
+def test_a_configuration_that_is_handed_out_twice_stays_as_it_was():
+    kept = config(target_modules="all-linear", r=2, lora_alpha=4)()
+    before = copy.deepcopy(kept)
+    checks.budget_config(lambda: kept)
+    assert kept == before
+
+
+@pytest.mark.parametrize("attempt", [by_layer, by_names, by_numpy])
 def test_a_right_guard_is_accepted(attempt, capsys):
     assert checks.is_dora(attempt) is attempt, capsys.readouterr().out
 
@@ -77,6 +102,8 @@ def test_a_right_guard_is_accepted(attempt, capsys):
         (lambda model: any("magnitude" in n and p.requires_grad for n, p in model.named_parameters()), "only some"),
         (lambda model: any("lora_" in name for name, _ in model.named_parameters()), "LoRA model passes"),
         (zero_equals_zero, "0 equals 0"),
+        (most_train, "one frozen magnitude passes"),
+        (lambda model: hasattr(model.merge_and_unload(), "lora_A"), "in place"),
         (lambda model: False, "not recognised"),
         (lambda model: "yes", "True or False"),
     ],
@@ -93,6 +120,11 @@ def twice(model):
         if isinstance(layer, LoraLayer):
             layer.merged_adapters.clear()
     return merged.merge_and_unload()
+
+
+def merged_before_the_copy(model):
+    model.merge_adapter()
+    return copy.deepcopy(model).merge_and_unload()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +145,7 @@ def test_a_right_merge_is_accepted(attempt, capsys):
         (lambda model: copy.deepcopy(model).unload(), "without the adapter"),
         (lambda model: copy.deepcopy(model), "still holds adapters"),
         (twice, "are off by"),
+        (merged_before_the_copy, "the weights of the model that was given changed"),
         (lambda model: "merged", "return the merged model"),
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from dora_lesson import checks
+from dora_lesson.memory import estimate
+from dora_lesson.shapes import llama_config
 
 # A block in NF4.
 
@@ -16,13 +19,19 @@ def by_loop(w, levels):
     return torch.tensor(codes), scale
 
 
+def as_a_list(w, levels):
+    scale = np.abs(w.numpy()).max()
+    return [torch.tensor(np.abs(w.numpy()[:, None] / scale - levels.numpy()).argmin(axis=1)), scale]
+
+
 def by_thresholds(w, levels):
-    scale = w.abs().amax(keepdim=True)
+    scale = w.abs().amax()
     return torch.bucketize(w / scale, (levels[1:] + levels[:-1]) / 2), scale
 
 
 @pytest.mark.parametrize("attempt", [
     by_loop,
+    as_a_list,
     by_thresholds,
     lambda w, levels: ((w / w.abs().max()).unsqueeze(0).sub(levels.unsqueeze(1)).abs().argmin(0), w.abs().max()),
     lambda w, levels: (torch.cdist((w / w.abs().max())[:, None], levels[:, None]).argmin(1).byte(), w.abs().max()),
@@ -45,6 +54,10 @@ def nearest(x, levels):
     (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs()), "a block has one"),
     (lambda w, levels: ((w[:, None] / w.abs().max() - levels).abs().argmin(dim=0), w.abs().max()), "(64,) is expected"),
     (lambda w, levels: nearest(w / w.abs().max(), levels), "return codes, scale"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), float("nan")), "the scale is nan, but a finite number"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs().max()[None]), "without dims is expected"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), "large"), "the scale is a str"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), 0.0), "the scale is 0.0000, but max |w| is"),
     (lambda w, levels: (nearest(w.div_(w.abs().max()), levels), 1.0), "in place"),
 ])  # fmt: skip
 def test_a_wrong_block_is_named(attempt, words, capsys):
@@ -58,6 +71,8 @@ def test_a_wrong_block_is_named(attempt, words, capsys):
 @pytest.mark.parametrize("attempt", [
     lambda P, Q, N: 2 * (P - Q) + Q / 2 + Q / 64 + Q / 4096 + 12 * N,
     lambda P, Q, N: int(2 * (P - Q) + 4.127 * Q / 8 + 12 * N),
+    lambda P, Q, N: np.int64(right_bytes(P, Q, N)),
+    lambda P, Q, N: torch.tensor(right_bytes(P, Q, N), dtype=torch.float64),
     lambda P, Q, N: 2 * (P - Q) + Q // 2 + -(-Q // 64) + 4 * -(-Q // 16384) + 12 * N,
 ])  # fmt: skip
 def test_right_bytes_are_accepted(attempt, capsys):
@@ -79,7 +94,9 @@ def right_bytes(P, Q, N):
     (lambda P, Q, N: right_bytes(P, Q, N) + 4 * N, "gradients"),
     (lambda P, Q, N: Q / 2 + Q / 64 + Q / 4096 + 12 * N, "not packed"),
     (lambda P, Q, N: 2 * P + 12 * N, "part by part"),
+    (lambda P, Q, N: right_bytes(P, Q, N) - 12 * N, "without the adapters and their states"),
     (lambda P, Q, N: f"{P / 2}", "a number of bytes"),
+    (lambda P, Q, N: float("nan"), "a finite number is expected"),
 ])  # fmt: skip
 def test_wrong_bytes_are_named(attempt, words, capsys):
     assert checks.qdora_bytes(attempt) is not attempt
@@ -127,12 +144,26 @@ def optimizer_first(model, optimizer):
     return "DoRA" if found and all(id(p) in stepped for p in found) else "not in the optimizer"
 
 
+def by_any(model, optimizer, frozen=all, stepped=all):
+    """Where one quantifier is the wrong one."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = [p for name, p in model.named_parameters() if "magnitude" in name]
+    if not found:
+        return "no magnitude"
+    if not frozen(p.requires_grad for p in found):
+        return "frozen"
+    return "DoRA" if stepped(id(p) in held for p in found) else "not in the optimizer"
+
+
 @pytest.mark.parametrize(("attempt", "words"), [
+    (lambda model, optimizer: by_any(model, optimizer, frozen=any), "one frozen one is enough"),
+    (lambda model, optimizer: by_any(model, optimizer, stepped=any), "one that is missing is enough"),
     (by_flag, "frozen magnitudes are not recognised"),
     (by_first_group, "is not called DoRA"),
     (optimizer_first, "'no magnitude' is right"),
     (lambda model, optimizer: "DoRA", "LoRA layers are not recognised"),
     (lambda model, optimizer: True, "the answers are DoRA"),
+    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "the answers are DoRA"),
     (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
 ])  # fmt: skip
 def test_a_wrong_diagnosis_is_named(attempt, words, capsys):
@@ -148,7 +179,16 @@ def setting(batch_size, sequence_length, gradient_checkpointing=True, **more):
     return lambda: chosen | {"gradient_checkpointing": gradient_checkpointing} | more
 
 
-@pytest.mark.parametrize("attempt", [setting(8, 512), setting(4, 1024), setting(2, 2048), setting(7, 600)])
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        setting(8, 512),
+        setting(4, 1024),
+        setting(2, 2048),
+        setting(7, 600),
+        setting(8, 512, np.True_),
+    ],
+)
 def test_a_right_setting_is_accepted(attempt, capsys):
     assert checks.t4_setting(attempt) is attempt, capsys.readouterr().out
 
@@ -159,12 +199,27 @@ def test_a_right_setting_is_accepted(attempt, capsys):
     (setting(16, 256), "would be cut"),
     (setting(1, 512, False), "at least 4,096"),
     (setting(0, 512), "whole numbers"),
+    (setting(True, 4096), "whole numbers"),
+    (setting(8, 512.5), "whole numbers"),
+    (setting(8, 512, "no"), "gradient_checkpointing is 'no'; True or False"),
+    (lambda: {0: 1, "batch_size": 2}, "its keys are 0, batch_size"),
     (setting(8, 512, r=16), "its keys are"),
     (lambda: (8, 512, True), "return a dict"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_named(attempt, words, capsys):
     assert checks.t4_setting(attempt) is not attempt
     assert words in capsys.readouterr().out
+
+
+def test_a_setting_passes_only_if_the_lesson_can_go_on_with_it(capsys):
+    attempt = setting(np.int64(8), np.int64(512))
+    passed = checks.t4_setting(attempt) is attempt
+    try:
+        estimate(llama_config("llama-3.1-8b"), "qdora", dtype=torch.float16, **attempt())
+    except ValueError:
+        assert not passed and "batch_size is np.int64(8)" in capsys.readouterr().out
+    else:
+        assert passed
 
 
 @pytest.mark.parametrize("name", ["nf4_block", "qdora_bytes", "why_not_dora", "t4_setting"])

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from dora_lesson import checks, compare, detectable
-from dora_lesson.checks.lesson_06 import claims
+from dora_lesson.checks.lesson_06 import ALSO, claims
 
 
 def line(check: Any, attempt: Any, capsys: pytest.CaptureFixture[str]) -> str:
@@ -61,7 +61,18 @@ def by_standard_error(a: Any, b: Any) -> str:
     return "higher" if mean > 3 * error else "lower" if mean < -3 * error else "cannot tell"
 
 
-@pytest.mark.parametrize("right", [by_scipy, by_compare, by_standard_error])
+def in_place(a: Any, b: Any) -> str:
+    """Uses up the lists that it is given."""
+    for i in range(len(a)):
+        b[i] -= a[i]
+    return by_scipy([0.0] * len(b), b) if len(b) > 1 else "cannot tell"
+
+
+def in_numpy_words(a: Any, b: Any) -> Any:
+    return np.array([by_scipy(a, b)])[0]
+
+
+@pytest.mark.parametrize("right", [by_scipy, by_compare, by_standard_error, in_place, in_numpy_words])
 def test_noise_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(checks.noise, right, capsys).startswith("correct: ")
 
@@ -80,6 +91,25 @@ def means_with_one_run_refused(a: Any, b: Any) -> str:
     return "cannot tell" if len(a) < 2 else larger_mean(a, b)
 
 
+def all_one_way(a: Any, b: Any) -> str:
+    d = np.subtract(b, a)
+    if len(d) == 1:
+        return "cannot tell"
+    return "higher" if (d > 0).all() else "lower" if (d < 0).all() else "cannot tell"
+
+
+def beyond(errors: float) -> Any:
+    """More than so many standard errors, however few the pairs."""
+
+    def attempt(a: Any, b: Any) -> str:
+        d = np.subtract(b, a)
+        if len(d) == 1 or abs(d.mean()) <= errors * d.std(ddof=1) / len(d) ** 0.5:
+            return "cannot tell"
+        return "higher" if d.mean() > 0 else "lower"
+
+    return attempt
+
+
 def wrong_way_round(a: Any, b: Any) -> str:
     return by_scipy(b, a)
 
@@ -91,13 +121,35 @@ def wrong_way_round(a: Any, b: Any) -> str:
         (unpaired, "subtract pair by pair"),
         (means_with_one_run_refused, "how sure is that mean"),
         (wrong_way_round, "it says 'lower'"),
+        (all_one_way, "the two pairs differ by +0.5 and +9"),
+        (beyond(1.96), "the two pairs differ by +1 and +3"),
+        (lambda a, b: beyond(1)(a, b) if len(a) > 2 else "cannot tell", "1.4 standard errors from 0"),
+        (lambda a, b: by_scipy(sorted(a), sorted(b)), "keep the order"),
+        (lambda a, b: (a.sort(), b.sort(), by_scipy(a, b))[-1], "keep the order"),
         (lambda a, b: len(a) > 1, "the answers are higher, lower, cannot tell"),
+        (lambda a, b: np.array([by_scipy(a, b)] * 2), "the answers are higher, lower, cannot tell"),
     ],
 )
 def test_noise_wrong(wrong: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = line(checks.noise, wrong, capsys)
     assert printed.startswith("wrong: ")
     assert message in printed
+
+
+def test_the_cases_of_noise_say_what_is_true_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words name differences; they are those of the lists."""
+    seen = []
+
+    def remembers(a: Any, b: Any) -> str:
+        seen.append([round(y - x, 1) for x, y in zip(a, b, strict=True)])
+        return by_scipy(a, b)
+
+    assert checks.noise(remembers) is remembers
+    for told in ([0.5, 9], [1, 3], [3, -1, 2, 2, -0.5], [5.8, -14.6, 15.6, -7, 2.7], [9, -4, 7, -6, 2]):
+        assert told in seen
+    near = [3, -1, 2, 2, -0.5]
+    assert round(statistics.fmean(near) / (statistics.stdev(near) / 5**0.5), 1) == 1.4
+    assert round(float(stats.t.ppf(0.975, 4)), 1) == 2.8
 
 
 # enough
@@ -115,7 +167,13 @@ def by_next(spread: float, difference: float, minutes: float, budget: float) -> 
     return next((n for n in range(2, min(most, 500) + 1) if detectable(spread, n) <= difference), 0)
 
 
-@pytest.mark.parametrize("right", [by_loop, by_next])
+def in_numpy(spread: float, difference: float, minutes: float, budget: float) -> Any:
+    seeds = np.arange(2, 500)
+    enough = seeds[[detectable(spread, int(n)) <= difference for n in seeds]][0]
+    return enough * (2 * enough * minutes <= budget)
+
+
+@pytest.mark.parametrize("right", [by_loop, by_next, in_numpy])
 def test_enough_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(checks.enough, right, capsys).startswith("correct: ")
 
@@ -144,6 +202,12 @@ def one_too_many(spread: float, difference: float, minutes: float, budget: float
     [
         (by_normal_formula, "too few"),
         (one_arm, "two methods each"),
+        (lambda s, d, m, b: by_loop(s, d, 1, b), "minutes are too few"),
+        (lambda s, d, m, b: by_loop(s, d, 7, b), "204 minutes are enough"),
+        (lambda s, d, m, b: by_loop(s, d, m, b - 1), "minutes are enough"),
+        (lambda s, d, m, b: by_loop(s, d, m, b) or False, "it says False"),
+        (lambda s, d, m, b: float("nan"), "it gives back nan"),
+        (lambda s, d, m, b: True, "it gives back True"),
         (no_budget, "minutes are too few"),
         (one_too_many, "more than it takes"),
         (lambda s, d, m, b: 1, "too few"),
@@ -169,7 +233,19 @@ def by_items(a: Any, b: Any) -> list[str]:
     return sorted({key for key, _ in a.items() ^ b.items()} - {"method", "seed"})
 
 
-@pytest.mark.parametrize("right", [by_union, by_items])
+def pops_copies(a: Any, b: Any) -> Any:
+    a, b = dict(a), dict(b)
+    for name in ("method", "seed"):
+        a.pop(name, None)
+        b.pop(name, None)
+    return {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+
+
+def generated(a: Any, b: Any) -> Any:
+    yield from (np.str_(name) for name in by_union(a, b))
+
+
+@pytest.mark.parametrize("right", [by_union, by_items, pops_copies, generated])
 def test_confounds_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(checks.confounds, right, capsys).startswith("correct: ")
 
@@ -187,6 +263,7 @@ def pops(a: Any, b: Any) -> set[str]:
         (lambda a, b: {k for k in a if a[k] != b.get(k)} - {"method", "seed"}, "look at the keys of both"),
         (lambda a, b: by_union(a, b) - ({"r", "lora_alpha"} if a["r"] != b["r"] else set()), "their ratio does not"),
         (lambda a, b: len(by_union(a, b)), "as a set"),
+        (lambda a, b: {k for k in a | b if a.get(k) is not b.get(k)} - {"method", "seed"}, "the method alone"),
         (pops, "make a copy"),
     ],
 )
@@ -194,6 +271,22 @@ def test_confounds_wrong(wrong: Any, message: str, capsys: pytest.CaptureFixture
     printed = line(checks.confounds, wrong, capsys)
     assert printed.startswith("wrong: ")
     assert message in printed
+
+
+def clears(a: Any, b: Any) -> set[str]:
+    found = by_union(a, b)
+    a.clear()
+    b.clear()
+    return found
+
+
+@pytest.mark.parametrize("spoils", [pops, clears, lambda a, b: a.update(seed=None) or by_union(a, b)])
+def test_a_wrong_answer_leaves_nothing_behind_for_the_next(spoils: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "make a copy" in line(checks.confounds, spoils, capsys)
+    for right in (by_union, pops_copies):
+        assert line(checks.confounds, right, capsys).startswith("correct: ")
+    line(checks.noise, in_place, capsys)
+    assert line(checks.noise, by_scipy, capsys).startswith("correct: ")
 
 
 # audit
@@ -217,13 +310,24 @@ def test_audit_right(right: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert line(checks.audit, right, capsys).startswith("correct: ")
 
 
+def test_every_alternative_is_of_a_claim_and_none_is_our_own_word() -> None:
+    words = set(ours().values())
+    for name, also in ALSO.items():
+        assert also <= words - {ours()[name]}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda: ours() | {"8-shot": "holds once"}, "look again at 8-shot"),
         (lambda: ours() | {"axis": "wrong"}, "look again at axis"),
         (lambda: {k: v for k, v in ours().items() if k != "axis"}, "still without one: axis"),
-        (lambda: ours() | {"axis": "true"}, "the verdicts are"),
+        (lambda: ours() | {"axis": "overstated"}, "look again at axis"),
+        (lambda: ours() | {"extra for 7B": "overstated"}, "look again at extra for 7B"),
+        (lambda: ours() | {"count 8B": "right"}, "none of the claims holds"),
+        (lambda: ours() | {"axis": "true"}, "none of the claims holds"),
+        (lambda: ours() | {"axis": "it varies"}, "the verdicts are"),
+        (lambda: ours() | {"axis": ["depends"]}, "the verdicts are"),
         (lambda: ours() | {"nothing": "wrong"}, "no claim 'nothing'"),
         (lambda: list(ours()), "return a dict"),
     ],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import uuid
 
+import numpy as np
 import pytest
+import torch
 
 from dora_lesson import checks
 from dora_lesson.checks import lesson_07
@@ -29,9 +32,25 @@ def by_flags(fits_16, fits_4, priority, inference, takes_dora):
     return names[sixteen, (priority, inference, takes_dora) == ("quality", "merged", True)]
 
 
-@pytest.mark.parametrize("attempt", [nested, by_flags])
+def in_numpy_words(*case):
+    return (said := nested(*case)) and np.array([said])[0]
+
+
+@pytest.mark.parametrize("attempt", [nested, by_flags, in_numpy_words])
 def test_a_right_tree_is_accepted(attempt, capsys):
     assert checks.choose(attempt) is attempt, capsys.readouterr().out
+
+
+def test_it_says_how_many_cases_it_tried(capsys):
+    tried = []
+
+    def counts(*case):
+        tried.append(case)
+        return nested(*case)
+
+    checks.choose(counts)
+    assert len(tried) == len(set(tried)) == 54
+    assert "all 54 cases" in capsys.readouterr().out
 
 
 def old_tree(fits_16, fits_4, priority, inference, takes_dora):
@@ -54,6 +73,7 @@ def old_tree(fits_16, fits_4, priority, inference, takes_dora):
     (lambda a, b, c, d, e: nested(a, b, c, d, e) if a else None, "return in every case"),
     (lambda a, b, c, d, e: nested(a, b, c, d, False), "the stack takes DoRA"),
     (lambda a, b, c, d, e: (nested(a, b, c, d, e) or "none").lower(), "one of LoRA, DoRA"),
+    (lambda a, b, c, d, e: np.array(["LoRA", "DoRA"]), "one of LoRA, DoRA"),
     (lambda a, b: "LoRA", "TypeError"),
 ])  # fmt: skip
 def test_a_wrong_tree_is_named(attempt, words, capsys):
@@ -80,7 +100,13 @@ def in_steps(p, q, items):
     return (q - p) / variance**0.5
 
 
-@pytest.mark.parametrize("attempt", [in_steps, lambda p, q, n: (q - p) * n**0.5 / (p - p * p + q - q * q) ** 0.5])
+@pytest.mark.parametrize("attempt", [
+    in_steps,
+    lambda p, q, n: (q - p) * n**0.5 / (p - p * p + q - q * q) ** 0.5,
+    lambda p, q, n: np.float32(in_steps(p, q, n)),
+    lambda p, q, n: torch.tensor(in_steps(p, q, n)),
+    lambda p, q, n: np.subtract(q, p) / np.sqrt((np.array([p, q]) * (1 - np.array([p, q]))).sum() / n),
+])  # fmt: skip
 def test_a_right_gap_is_accepted(attempt, capsys):
     assert checks.items_explain(attempt) is attempt, capsys.readouterr().out
 
@@ -101,6 +127,9 @@ def v(p):
     (lambda p, q, n: (q - p) / ((v(p) + v(q)) / n), "variance"),
     (lambda p, q, n: 2.0, "is right; look at the formula"),
     (lambda p, q, n: f"{q - p}", "a number is expected"),
+    (lambda p, q, n: float("nan"), "is nan, but a finite number is expected"),
+    (lambda p, q, n: float("inf"), "is inf, but a finite number is expected"),
+    (lambda p, q, n: (q - p) / (-v(p) - v(q)) ** 0.5, "a complex, but a number is expected"),
 ])  # fmt: skip
 def test_a_wrong_gap_is_named(attempt, words, capsys):
     assert checks.items_explain(attempt) is not attempt
@@ -144,6 +173,10 @@ def test_a_right_item_is_accepted(attempt, capsys):
     (said("system", "You are TaskMaster, an assistant in front of a Task API, as ever."), "TaskMaster still"),
     (said("system", "You are kind."), "says too little"),
     (lambda: [OWN], "return a dict"),
+    (changed(id=uuid.UUID(int=7)), "cannot be written as JSON (Object of type UUID"),
+    (changed(id=np.int64(7)), "cannot be written as JSON (Object of type int64"),
+    (changed(messages={1, 2}), "cannot be written as JSON (Object of type set"),
+    (changed(id=7), "id is 7, but a text"),
 ])  # fmt: skip
 def test_a_wrong_item_is_named(attempt, words, capsys):
     assert checks.persona_item(attempt) is not attempt

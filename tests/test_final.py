@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 
 from dora_lesson import final
@@ -37,6 +39,10 @@ def test_the_courses_own_answers_are_right_and_none_is_not_yet(capsys: Any) -> N
 @pytest.mark.parametrize(("lesson", "answer"), [
     ("01", (5.0, 10.0)), ("02", (1, 1.0)), ("03", [8.0, 6]),
     ("04", LoraConfig(r=8, lora_alpha=16, use_dora=True)), ("05", 4.127), ("05", 4.12695), ("07", "qlora"),
+    ("01", np.array([5, 10])), ("01", torch.tensor([5.0, 10.0])), ("05", np.float32(4.127)), ("07", " QLoRA "),
+    ("04", {"r": np.int64(8), "lora_alpha": 16.0, "use_dora": np.True_, "use_rslora": False}),
+    ("04", {"r": 8, "lora_alpha": 2 * 8**0.5, "use_dora": True, "use_rslora": True}),
+    ("06", np.False_), ("06", torch.tensor(False)),
 ])  # fmt: skip
 def test_right_answers_in_other_words(lesson: str, answer: Any, capsys: Any) -> None:
     assert final_check({lesson: answer}) == 1, capsys.readouterr().out
@@ -63,16 +69,42 @@ def test_right_answers_in_other_words(lesson: str, answer: Any, capsys: Any) -> 
     ("05", 4.5, "double"),
     ("05", 4.125, "scales of the scales"),
     ("05", "four", "a number"),
+    ("05", 4.128, "that is near"),
+    ("05", 4.126, "that is near"),
+    ("05", 4.13, "that is near"),
+    ("05", float("nan"), "nan is not it"),
+    ("02", [float("nan"), 1], "is not it"),
+    ("01", {5: "", 10: ""}, "2 numbers in brackets"),
+    ("01", {5, 10}, "2 numbers in brackets"),
+    ("01", "55", "2 numbers in brackets"),
+    ("04", {"r": 8, "lora_alpha": 16, "use_dora": True, "use_rslora": True}, "16 / √8 is not 2"),
+    ("04", LoraConfig(r=8, lora_alpha=16, use_dora=True, use_rslora=True), "use_rslora divides lora_alpha"),
+    ("04", {"r": 8, "use_dora": True, "use_rslora": True}, "None / √8 is not 2"),
+    ("06", np.True_, "whether zero is inside"),
     ("06", True, "whether zero is inside"),
     ("06", "no", "True or False"),
     ("07", "QDoRA", "every token"),
     ("07", "DoRA", "larger than the card"),
+    ("07", "LoRA", "the 16-bit weights alone are larger than the card"),
     ("07", "full", "one of LoRA"),
-    ("7", "QLoRA", "no lesson's number"),
+    ("7", "QLoRA", "'7' is no lesson's number; they are '00' to '07'"),
+    (1, [5, 10], "1 is no lesson's number; they are '00' to '07', in quotes"),
 ])  # fmt: skip
 def test_wrong_answers_are_named(lesson: str, answer: Any, words: str, capsys: Any) -> None:
     assert final_check({lesson: answer}) == 0
     assert words in capsys.readouterr().out
+
+
+def test_keys_of_several_kinds_are_no_error(capsys: Any) -> None:
+    assert final_check({1: 5, "x": 2, None: 3, "01": [5, 10]}) == 1
+    assert "1 is no lesson's number" in capsys.readouterr().out
+
+
+def test_a_task_that_was_changed_is_whole_again(capsys: Any) -> None:
+    tasks()[1].answer.clear()
+    assert tasks()[1].answer == [5, 10]
+    final_check({"01": 5})
+    assert "2 numbers in brackets" in capsys.readouterr().out
 
 
 def test_the_machine_is_asked_and_not_taken_for_ready(monkeypatch: pytest.MonkeyPatch) -> None:

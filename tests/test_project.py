@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,43 @@ def rows(text: str, columns: int) -> list[list[str]]:
 MISTAKES = rows(INSTRUCTORS[INSTRUCTORS.index("## What learners get wrong") :], 4)
 
 
+def texts(check: Callable[..., Any]) -> list[str]:
+    """What a check can say: the texts in it and in what it uses of its own file, docstrings left out."""
+    defined: dict[str, ast.AST] = {}
+    for node in ast.parse(Path(check.__code__.co_filename).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                defined[ast.unparse(target)] = node
+    used, found = [check.__name__], []
+    for name in used:  # grows while it is gone through
+        nodes = [*ast.walk(defined[name])]
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found += [node.value for node in strings if id(node) not in docstrings]
+        used += {node.id for node in nodes if isinstance(node, ast.Name) and node.id in defined} - {*used}
+    return found
+
+
 @pytest.mark.parametrize("row", MISTAKES, ids=[f"{row[2].strip('`')}-{i}" for i, row in enumerate(MISTAKES)])
 def test_each_mistake_meets_its_check_in_the_words_given(row: list[str]) -> None:
     name, says = row[2].strip("`"), row[3].strip('"')
-    check = getattr(checks, name)
-    assert says in Path(check.__code__.co_filename).read_text(encoding="utf-8")
+    assert any(says in text for text in texts(getattr(checks, name)))
+
+
+def test_the_words_of_another_check_are_not_taken_for_its_own() -> None:
+    """All of these stand in one file; the first two even share the function that examines them."""
+    own = {
+        "magnitude_change": "grew and lengths that shrank",
+        "direction_change": "take 1 - cos",
+        "decompose": "L1 norm",
+    }
+    for name, says in own.items():
+        assert any(says in text for text in texts(getattr(checks, name)))
+    for name, other in [("magnitude_change", "direction_change"), ("direction_change", "magnitude_change")]:
+        assert not any(own[other] in text for text in texts(getattr(checks, name)))
+    assert not any("at every token" in text for text in texts(checks.items_explain))
 
 
 def test_the_page_for_instructors_covers_what_learners_get_wrong() -> None:

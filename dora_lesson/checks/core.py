@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import numbers
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Where code lies that the reader did not write: this package, the libraries beside torch, the standard library.
+_OTHERS = tuple(
+    str(path) for path in (Path(__file__).parents[1], Path(torch.__file__).parents[1], Path(io.__file__).parent)
+)
 
 
 class Wrong(Exception):
@@ -65,21 +73,23 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
     Raises:
         NotYet: it raised `NotImplementedError`, or gave back nothing (None, ..., or a tuple of those).
-        Wrong: it raised anything else, or changed a tensor or a module that it was given.
+        Wrong: it raised anything else, or changed a tensor or a module that it was given, alone or in a list or dict.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    before = [_snapshot(arg) for arg in args]
+    given = [_tensors(arg) for arg in args]
+    before = [[tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors] for tensors in given]
     try:
         answer = function(*args)
     except NotImplementedError:
         raise NotYet(f"{name} is still to be written.") from None
     except Exception as error:
         raise Wrong(f"{name} raised {_told(error)}; {_where(error)}") from None
-    for number, (old, arg) in enumerate(zip(before, args, strict=True), start=1):
-        if not all(torch.equal(a, b) for a, b in zip(old, _tensors(arg), strict=True)):
+    for number, (old, held, arg) in enumerate(zip(before, given, args, strict=True), start=1):
+        now = _tensors(arg) if isinstance(arg, nn.Module) else held  # a module can hold other tensors than before
+        if len(now) != len(old) or not all(_same(a, b) for a, b in zip(old, now, strict=True)):
             raise Wrong(
                 f"{name} changed its argument number {number} in place; look for assignments into it and for "
-                "methods that end in an underscore, and make a new tensor instead."
+                "methods that end in an underscore, and make a new one instead."
             )
     parts = answer if isinstance(answer, tuple) and answer else (answer,)
     if all(part is None or part is ... for part in parts):
@@ -91,6 +101,27 @@ def expect(condition: bool, message: str) -> None:
     """Raise `Wrong(message)` unless the condition holds."""
     if not condition:
         raise Wrong(message)
+
+
+def plain(value: Any) -> Any:
+    """The Python value in a NumPy scalar or in a tensor without dims; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def expect_number(value: Any, what: str) -> Any:
+    """Return `value` as a Python number if it is one and finite, else raise `Wrong`."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Wrong(f"{what} is a {type(value).__name__}, but a number is expected; look at what you return.")
+    if not math.isfinite(value):
+        raise Wrong(f"{what} is {value}, but a finite number is expected; look for 0 / 0 and for a division by 0.")
+    return value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number of Python, NumPy or torch; True and False are none."""
+    value = plain(value)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str, advice: str = "") -> Tensor:
@@ -112,11 +143,13 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 def _tensors(arg: Any) -> list[Tensor]:
     if isinstance(arg, nn.Module):
         return list(arg.state_dict().values())
+    if isinstance(arg, dict | list | tuple):
+        return [tensor for part in (arg.values() if isinstance(arg, dict) else arg) for tensor in _tensors(part)]
     return [arg] if isinstance(arg, Tensor) else []
 
 
-def _snapshot(arg: Any) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in _tensors(arg)]
+def _same(a: Tensor, b: Tensor) -> bool:
+    return (a.dtype, a.requires_grad) == (b.dtype, b.requires_grad) and torch.equal(a, b)
 
 
 def _told(error: Exception) -> str:
@@ -129,8 +162,8 @@ def _told(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """Point at the line of the reader's own code that raised, not at a line of torch."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is `call`
+    """Point at the line of the reader's own code that raised, not at a line of torch, of a decorator or of a check."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
     if not frames:
         return "look at the arguments in its def line."
     last = [frame for frame in frames if frame.filename == frames[0].filename][-1]

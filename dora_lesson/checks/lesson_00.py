@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dora_lesson.checks.core import Wrong, call, expect, verdict
+from dora_lesson.checks.core import Wrong, call, expect, expect_number, verdict
 
 
 def scaling(attempt: Callable[[float, int], Any]) -> Callable[[float, int], Any]:
@@ -19,9 +19,7 @@ def _scaling(lora_alpha: float, r: int) -> float:
 
 def _examine(attempt: Callable[[float, int], Any]) -> None:
     for lora_alpha, r in [(16, 8), (8, 32), (3.0, 4), (10, 4)]:
-        value = call(attempt, lora_alpha, r)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Wrong(f"it gives a {type(value).__name__}, but a number is expected; look at what you return.")
+        value = expect_number(call(attempt, lora_alpha, r), "what it gives")
         slips = [
             (r / lora_alpha, "it is upside down, r / lora_alpha; divide lora_alpha by r."),
             (lora_alpha, "it is lora_alpha itself; divide it by r."),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.checks.core import Wrong, call, close, expect, expect_number, expect_tensor, verdict
 from dora_lesson.geometry import direction_change, magnitude_change
 
 Attempt = Callable[..., Any]
@@ -49,14 +49,17 @@ def _movement(start: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, tup
 
 
 def _examine_forward(attempt: Attempt) -> None:
-    for (d_out, d_in, r), leading in [((4, 4, 4), (4,)), ((5, 3, 2), (6,)), ((3, 6, 2), (2, 4))]:
-        _examine_one_forward(attempt, d_out, d_in, r, leading)
+    # Each with a scaling of its own, or one could write the number down.
+    for (d_out, d_in, r), alpha, leading in [((4, 4, 4), 12.0, (4,)), ((5, 3, 2), 5.0, (6,)), ((3, 6, 2), 3, (2, 4))]:
+        _examine_one_forward(attempt, d_out, d_in, r, alpha, leading)
 
 
-def _examine_one_forward(attempt: Attempt, d_out: int, d_in: int, r: int, leading: tuple[int, ...]) -> None:
+def _examine_one_forward(
+    attempt: Attempt, d_out: int, d_in: int, r: int, alpha: float, leading: tuple[int, ...]
+) -> None:
     torch.manual_seed(d_out)
     W, A, B = (torch.randn(shape).double() for shape in [(d_out, d_in), (r, d_in), (d_out, r)])
-    bias, x, alpha = torch.randn(d_out).double(), torch.randn(*leading, d_in).double(), 3.0 * r
+    bias, x = torch.randn(d_out).double(), torch.randn(*leading, d_in).double()
     y = call(attempt, x, W, bias, A, B, alpha)
     y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
     base, update = F.linear(x, W, bias), (x @ A.T) @ B.T
@@ -84,10 +87,8 @@ def _examine_one_forward(attempt: Attempt, d_out: int, d_in: int, r: int, leadin
 
 def _examine_count(attempt: Attempt) -> None:
     for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 3)], 4)]:
-        count, right = call(attempt, shapes, r), _count(shapes, r)
-        if isinstance(count, Tensor):
-            count = count.item()
-        expect(isinstance(count, int | float), f"the count is a {type(count).__name__}; return a number.")
+        # A list of its own for the attempt, which may empty it.
+        count, right = expect_number(call(attempt, list(shapes), r), "the count"), _count(shapes, r)
         slips = {
             sum(d_out * d_in for d_out, d_in in shapes): "this counts W; the trained parts are A and B.",
             sum(r * d_in for _, d_in in shapes): "this counts A alone; B has d_out times r numbers more.",
@@ -106,12 +107,16 @@ def _examine_movement(attempt: Attempt) -> None:
     torch.manual_seed(2)
     start = {"a": torch.randn(6, 4).double(), "b": 3 * torch.randn(5, 5).double()}
     now = {name: W * torch.linspace(0.5, 1.8, len(W))[:, None] + 0.2 * torch.randn_like(W) for name, W in start.items()}
-    found = call(attempt, start, now)
+    given = dict(start), dict(now)
+    found = call(attempt, *given)
+    for own, theirs, name in zip((start, now), given, ("start", "now"), strict=True):
+        same = own.keys() == theirs.keys() and all(theirs[key] is own[key] for key in own)
+        expect(same, f"it changed the dict {name}, which the lesson goes on with; build a new dict.")
     expect(isinstance(found, dict), f"a {type(found).__name__} comes back; return a dict with the names of the layers.")
     expect(set(found) == set(start), f"the names are {sorted(map(str, found))}; give one entry for each of {[*start]}.")
     for name, pair in found.items():
         expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is no pair (ΔM, ΔD).")
-        M, D = (float(value) for value in pair)
+        M, D = (expect_number(value, f"{what} of {name!r}") for value, what in zip(pair, ("ΔM", "ΔD"), strict=True))
         right = _movement(start, now)[name]
         signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()
         columns = _movement({name: start[name].T}, {name: now[name].T})[name]

@@ -36,9 +36,7 @@ def merged_weight(attempt: Attempt) -> Attempt:
 
 def factored_norm(attempt: Attempt) -> Attempt:
     """Check `my_factored_norm(W, W_squared, A, B, scaling) -> norm` and return it, or the course's own version."""
-    return verdict(
-        attempt, _examine_norm, _norm, "the norm of every row of W + scaling * B @ A, and no matrix of W's size made."
-    )
+    return verdict(attempt, _examine_norm, _norm, "the norm of every row of V, and no matrix of W's size was made.")
 
 
 # The course's own versions: plain, as the lesson writes them.
@@ -60,7 +58,7 @@ def _norm(W: Tensor, W_squared: Tensor, A: Tensor, B: Tensor, scaling: float) ->
     return (W_squared + 2 * scaling * crossed + scaling**2 * update).sqrt()
 
 
-# The cases. Nothing in them is 0 or 1, so that no term can be left out unseen.
+# The cases. Nothing in them is 0 or 1, and each has a scaling of its own, so that no term can be left out unseen.
 
 
 def _case(d_out: int, d_in: int, r: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -83,12 +81,15 @@ def _blame(value: Tensor, suspects: Suspects) -> None:
 
 
 def _examine_forward(attempt: Attempt) -> None:
-    for (d_out, d_in, r), leading in [((4, 4, 2), (4,)), ((5, 3, 2), (6,)), ((3, 6, 3), (2, 4))]:
+    for (d_out, d_in, r), lora_alpha, leading in [
+        ((4, 4, 2), 6.0, (4,)),
+        ((5, 3, 2), 5.0, (6,)),
+        ((3, 6, 3), 2, (2, 4)),
+    ]:
         W, bias, A, B, m = _case(d_out, d_in, r, seed=d_out)
         x, dy = torch.randn(*leading, d_in).double(), torch.randn(*leading, d_out).double()
         for trained in (A, B, m):
             trained.requires_grad_()
-        lora_alpha = 3.0 * r
         y = call(attempt, x, W, bias, A, B, m, lora_alpha)
         y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
         with torch.no_grad():
@@ -186,9 +187,9 @@ def _expect_value(value: Tensor, expected: Tensor, what: str, advice: str) -> No
 
 
 def _examine_merged(attempt: Attempt) -> None:
-    for d_out, d_in, r in [(4, 4, 2), (5, 3, 2), (3, 6, 3)]:
+    for (d_out, d_in, r), scaling in [((4, 4, 2), 2.5), ((5, 3, 2), 0.5), ((3, 6, 3), 4)]:
         W, _, A, B, m = _case(d_out, d_in, r, seed=10 + d_out)
-        _examine_one_merge(attempt, W, A, B, m, scaling=2.5)
+        _examine_one_merge(attempt, W, A, B, m, scaling)
 
 
 def _examine_one_merge(attempt: Attempt, W: Tensor, A: Tensor, B: Tensor, m: Tensor, scaling: float) -> None:
@@ -215,9 +216,9 @@ def _examine_one_merge(attempt: Attempt, W: Tensor, A: Tensor, B: Tensor, m: Ten
 
 
 def _examine_norm(attempt: Attempt) -> None:
-    for d_out, d_in, r in [(6, 6, 2), (48, 40, 3)]:
+    for (d_out, d_in, r), scaling in [((6, 6, 2), 0.3), ((48, 40, 3), 0.7)]:
         W, _, A, B, _ = _case(d_out, d_in, r, seed=20 + d_out)
-        _examine_one_norm(attempt, W, W.square().sum(dim=1), A, B, s=0.3)
+        _examine_one_norm(attempt, W, W.square().sum(dim=1), A, B, scaling)
     made = largest_temporary(attempt, W, W.square().sum(dim=1), A, B, 0.3)
     expect(
         made < W.numel(),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dora_lesson.adapters import adapter_report
-from dora_lesson.checks.core import call, expect, verdict
+from dora_lesson.checks.core import call, expect, plain, verdict
 
 Attempt = Callable[..., Any]
 BUDGET = 1_000_000
@@ -56,6 +56,7 @@ def _merged_copy(model: nn.Module) -> Any:
 
 def _examine_config(attempt: Attempt) -> None:
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = call(attempt)
@@ -63,18 +64,26 @@ def _examine_config(attempt: Attempt) -> None:
     expect(config.use_dora, "use_dora is not set, so this is LoRA; pass use_dora=True.")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    report = adapter_report(get_peft_model(model, config))
-    parts = {row[0] for row in report.rows}
-    expect({"q_proj", "v_proj"} <= parts, f"it adapts {sorted(parts)}; q_proj and v_proj are asked for.")
-    scaling = config.lora_alpha / config.r
-    expect(scaling == 2, f"lora_alpha / r is {scaling:g}; the task asks for a scaling of 2.")
+    adapted = get_peft_model(model, copy.deepcopy(config))  # PEFT fills in what the configuration leaves open
+    report = adapter_report(adapted)
+    parts = {row[0]: row[1] for row in report.rows}
+    expect({"q_proj", "v_proj"} <= parts.keys(), f"it adapts {sorted(parts)}; q_proj and v_proj are asked for.")
+    blocks = SHAPE["num_hidden_layers"]
+    for part in ("q_proj", "v_proj"):
+        expect(parts[part] == blocks, f"it adapts {part} in {parts[part]} of the {blocks} blocks; adapt it in all.")
+    # What the layers do, since use_rslora and alpha_pattern change it beside lora_alpha.
+    for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+        scaling = layer.scaling["default"]
+        advice = " use_rslora divides by the root of r; leave it out." if config.use_rslora else ""
+        expect(abs(scaling - 2) < 1e-6, f"it scales by {scaling:.3g}; the task asks for a scaling of 2.{advice}")
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)  # modules_to_save too
     expect(
-        report.trainable <= BUDGET,
-        f"it trains {report.trainable:,}, over the budget of {BUDGET:,}; lower r or adapt fewer layers.",
+        trained <= BUDGET,
+        f"it trains {trained:,}, over the budget of {BUDGET:,}; lower r or adapt fewer layers.",
     )
     expect(
-        report.trainable > BUDGET // 2,
-        f"it trains {report.trainable:,}, less than half of the budget of {BUDGET:,}; raise r.",
+        trained > BUDGET // 2,
+        f"it trains {trained:,}, less than half of the budget of {BUDGET:,}; raise r.",
     )
 
 
@@ -94,9 +103,10 @@ def _examine_is_dora(attempt: Attempt) -> None:
             "an adapter that trains nothing passes; 0 equals 0, so ask for one.",
         ),
         (_mixed(), False, "a model with a magnitude in only some layers passes; every adapted layer needs one."),
+        (_frozen(1), False, "a model with one frozen magnitude passes; look at requires_grad in every layer."),
     ]
     for model, right, message in cases:
-        said = call(attempt, model)
+        said = plain(call(attempt, model))
         expect(isinstance(said, bool), f"a {type(said).__name__} comes back; return True or False.")
         expect(said == right, message)
 
@@ -115,6 +125,7 @@ def _examine_merge(attempt: Attempt) -> None:
             plain = model(tokens).logits
     # Not `call` with the model: merging in place replaces modules, which is what is to be named here.
     given = copy.deepcopy(model)
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     merged = call(functools.update_wrapper(lambda: attempt(given), attempt))
     expect(isinstance(merged, nn.Module), f"a {type(merged).__name__} comes back; return the merged model.")
     left = any(hasattr(module, "lora_A") for module in merged.modules())
@@ -126,6 +137,11 @@ def _examine_merge(attempt: Attempt) -> None:
     expect(off < 1e-4, f"the merged logits are off by up to {off:.2g}; merge once, and from the model as given.")
     kept = any(hasattr(module, "lora_A") for module in given.modules())
     expect(kept, "the model that was given lost its adapter; merging works in place, so merge a copy.deepcopy.")
+    after = given.state_dict()
+    same = before.keys() == after.keys() and all(
+        torch.allclose(after[name], before[name], atol=1e-6) for name in before
+    )
+    expect(same, "the weights of the model that was given changed; merge a copy.deepcopy, and nothing else.")
 
 
 def _small(use_dora: bool) -> Any:
@@ -144,11 +160,11 @@ def _lying() -> Any:
     return model
 
 
-def _frozen() -> Any:
+def _frozen(count: int | None = None) -> Any:
+    """With the first `count` magnitudes frozen, or all."""
     model = _small(True)
-    for name, p in model.named_parameters():
-        if "magnitude" in name:
-            p.requires_grad_(False)
+    for p in [p for name, p in model.named_parameters() if "magnitude" in name][:count]:
+        p.requires_grad_(False)
     return model
 
 
