@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +65,9 @@ def checked(
     for name, value, known in named:
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float) or not 0 < vram_gb < 10_000:
+    if isinstance(vram_gb, bool) or not isinstance(vram_gb, numbers.Real) or not 0 < vram_gb < 10_000:
         raise ValueError(f"vram_gb is {vram_gb!r}, but the memory of a GPU in GB is expected, such as 16.")
-    if not isinstance(sequence_length, int) or sequence_length < 1:
+    if not isinstance(sequence_length, numbers.Integral) or sequence_length < 1:
         raise ValueError(f"sequence_length is {sequence_length!r}, but a whole number from 1 is expected.")
     label, model_id, config = _resolved(model)
     if stack in PACKED and label in SHAPES:  # the checkpoint that is known for this shape is not packed
@@ -79,6 +80,8 @@ def _resolved(model: Any) -> tuple[str, str, Any]:
     if not isinstance(model, str):
         if not hasattr(model, "to_json_string"):
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
+        if not hasattr(model, "num_key_value_heads") or not hasattr(model, "intermediate_size"):
+            raise ValueError(f"model is a {type(model).__name__}, but a Llama, or a model built like one, is expected.")
         name = getattr(model, "_name_or_path", "") or "path/to/your/model"
         return name, name, model
     shape = KNOWN[model][0] if model in KNOWN else model

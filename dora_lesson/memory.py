@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,7 +220,7 @@ def _on_meta(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _require_whole(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
+def _require_whole(**sizes: Any) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")

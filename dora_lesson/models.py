@@ -175,7 +175,7 @@ def _explained(source: str, error: Exception, embedded: bool) -> SetupError:
         )
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
         return SetupError(
-            f"{source} is not on this machine yet and the hub cannot be reached: connect to the network once, "
-            "or unset DORA_LESSON_BASE to use the embedded model."
+            f"{source} is not on this machine yet and the hub cannot be reached: connect to the network once, or take "
+            "the embedded model (the default, where DORA_LESSON_BASE is not set)."
         )
     return SetupError(f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, GPT2Config
 
 from dora_lesson import adapter_report, estimate
 from dora_lesson.advisor import recommend
@@ -268,6 +269,8 @@ def test_the_model_may_be_a_name_of_the_hub_a_folder_or_a_configuration(tmp_path
     ({"stack": "tgi"}, "stack is 'tgi', but one of peft, vllm"),
     ({"vram_gb": 0}, "vram_gb is 0, but the memory"),
     ({"vram_gb": "16 GB"}, "vram_gb is '16 GB'"),
+    ({"model": GPT2Config()}, "model is a GPT2Config, but a Llama"),
+    ({"model": BertConfig()}, "model is a BertConfig, but a Llama"),
     ({"vram_gb": 16e9}, "vram_gb is 16000000000.0, but"),
     ({"model": "llama-9"}, "model is 'llama-9', but one of llama-3.1-8b"),
     ({"model": 8}, "model is a int, but a name"),
