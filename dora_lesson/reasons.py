@@ -205,7 +205,7 @@ def _where(*paths: str) -> str:
 _OPINIONS = [
     Line(
         *("run both", "either", "opinion"),
-        "Tune the rate first. Where quality decides, run both, three seeds or more, each at its own rate, and keep "
+        "Tune the rate first. Where quality decides, run both, five seeds or more, each at its own rate, and keep "
         "DoRA only if it wins on your task: with no difference shown, keep the cheaper one.",
         "",
     ),

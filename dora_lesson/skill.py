@@ -135,7 +135,7 @@ _RULE = """\
    will be served in 4 bits, or if memory is first.
 3. Name DoRA (QDoRA over 4 bits) only if quality is first, the adapter will be merged, the stack takes it and a step of
    it fits, and then as a candidate to be run beside LoRA (QLoRA). Otherwise LoRA (QLoRA).
-4. Tune the rate first, whatever is named. Where quality decides, run LoRA and DoRA on the same chats, three seeds or
+4. Tune the rate first, whatever is named. Where quality decides, run LoRA and DoRA on the same chats, five seeds or
    more, each at its own rate, and keep the one that wins on held-out items. With no difference shown, keep the cheaper
    one."""
 
