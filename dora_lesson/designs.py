@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from dora_lesson.evidence import detectable
 
 METHODS = ("lora", "dora", "full", "qlora", "qdora")
 DESIGN = Path(__file__).parent / "configs" / "sweep.yaml"
-_LINE = {"methods": None, "ranks": [0], "alpha_over_r": 0.0, "lora_dropout": 0.0, "A_spread": 0.0, "rates": None}
+DTYPES = ("float32", "bfloat16", "float16")
+_SIZE = ("ranks", "alpha_over_r", "lora_dropout", "A_spread")  # of adapters; full fine-tuning has none
+_LATER: dict[str, Any] = {"learning_rate": 0.0, "seed": 0, "split": ""}  # what the runs of an arm get one by one
 
 
 @dataclass(frozen=True)
@@ -84,42 +87,104 @@ def read_design(path: str | Path | None = None, base: str | None = None) -> Desi
         raise ValueError(f"There is no design {path}: copy {DESIGN.name} of dora_lesson/configs and change it.")
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no YAML ({' '.join(str(error).split())}).") from None
+    try:
+        arms = _arms(said, base)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}.") from None
+    return Design(
+        arms, said["tuning_seed"], said["seeds"], said["spread"], "python -m dora_lesson experiment" + "".join(options)
+    )
+
+
+def _arms(said: Any, base: str | None) -> list[tuple[Setting, list[float]]]:
+    """Check all that a design says, and return its arms."""
     top = set(yaml.safe_load(DESIGN.read_text(encoding="utf-8")))
-    _require(isinstance(said, dict) and set(said) == top, path, f"the keys {', '.join(sorted(top))} are expected")
-    seeds, spread = said["seeds"], said["spread"]
-    _require(_list_of(seeds, int) and len(set(seeds)) == len(seeds), path, "seeds are a list of different numbers")
-    _require(said["tuning_seed"] not in seeds, path, "tuning_seed is one of seeds; take one that no compared run has")
-    _require(isinstance(spread, int | float) and spread > 0, path, f"spread is {spread!r}, but a number above 0")
-    common = {key: said[key] for key in ("steps", "batch_size", "held_out", "dtype")}
-    common["target_modules"] = tuple(said["target_modules"])
+    _require(isinstance(said, dict) and set(said) == top, f"the keys {', '.join(sorted(top))} are expected")
+    seeds, tuning, targets = said["seeds"], said["tuning_seed"], said["target_modules"]
+    _require(said["base"] is None or isinstance(said["base"], str), f"base is {said['base']!r}, but null or a text")
+    _require(said["dtype"] in DTYPES, f"dtype is {said['dtype']!r}, but one of {', '.join(DTYPES)} is expected")
     for key in ("steps", "batch_size", "held_out"):
-        _require(
-            isinstance(said[key], int) and said[key] > 0, path, f"{key} is {said[key]!r}, but a whole number from 1"
-        )
-    arms = []
-    for line in said["arms"]:
-        known = isinstance(line, dict) and set(line) <= set(_LINE) and {"methods", "rates"} <= set(line)
-        _require(known, path, f"an arm {line!r}: methods and rates are expected, and may be {', '.join(_LINE)}")
-        line = {**_LINE, **line}
-        _require(_list_of(line["rates"], float), path, f"rates are {line['rates']!r}, but a list such as [1.0e-3]")
-        for r, method in itertools.product(line["ranks"], line["methods"]):
-            _require(method in METHODS, path, f"method is {method!r}, but one of {', '.join(METHODS)} is expected")
-            _require(method == "full" or (isinstance(r, int) and r > 0), path, f"{method} needs ranks, from 1 on")
-            numbers: dict[str, Any] = {"r": r, "lora_alpha": r * line["alpha_over_r"], "learning_rate": 0.0, "seed": 0}
-            numbers |= {key: line[key] for key in ("lora_dropout", "A_spread")}
-            setting = Setting(base=base or said["base"], method=method, split="", **numbers, **common)
-            arms.append((setting, line["rates"]))
-    tuned = [setting.name for setting, rates in arms if len(rates) > 1]
-    _require(len(set(tuned)) == len(tuned), path, "two arms to tune have method, rank and lora_alpha in common")
-    return Design(arms, said["tuning_seed"], seeds, spread, "python -m dora_lesson experiment" + "".join(options))
+        _require(_whole(said[key], 1), f"{key} is {said[key]!r}, but a whole number from 1 is expected")
+    _require(_list_of(targets, str), f"target_modules are {targets!r}, but a list such as [q_proj, v_proj] is expected")
+    _require(
+        _list_of(seeds, int) and len(seeds) > 1 and min(seeds) >= 0,
+        f"seeds are {seeds!r}, but two or more different numbers from 0 are expected",
+    )
+    _require(_whole(tuning, 0), f"tuning_seed is {tuning!r}, but a whole number from 0 is expected")
+    _require(tuning not in seeds, "tuning_seed is one of seeds; take one that no compared run has")
+    _require(_number(said["spread"], above=0), f"spread is {said['spread']!r}, but a number above 0 is expected")
+    _require(isinstance(said["arms"], list) and said["arms"], f"arms are {said['arms']!r}, but a list is expected")
+    common = {key: said[key] for key in ("steps", "batch_size", "held_out", "dtype")}
+    common |= {"base": base or said["base"], "target_modules": tuple(targets)}
+    arms = [arm for line in said["arms"] for arm in _arms_of(line, common)]
+    for (one, rates), (other, more) in itertools.combinations(arms, 2):
+        if one.name != other.name:  # at no rate yet: method, rank and lora_alpha
+            continue
+        same = f"have method {one.method}, rank {one.r} and lora_alpha {one.lora_alpha:g} in common"
+        _require(one == other, f"two arms {same}, but not lora_dropout and A_spread: give each a design and a folder")
+        _require(1 in (len(rates), len(more)), f"two arms to tune {same}: put their rates on one line")
+        _require(_different(rates + more) or len(rates + more) > 2, f"two arms {same}, and the rate: leave one out")
+    return arms
 
 
-def _require(holds: Any, path: Path, message: str) -> None:
+def _arms_of(line: Any, common: dict[str, Any]) -> list[tuple[Setting, list[float]]]:
+    """The arms that a line of the file stands for: methods × ranks, each with the line's rates."""
+    known = isinstance(line, dict) and set(line) <= {*_SIZE, "methods", "rates"} and {"methods", "rates"} <= set(line)
+    _require(known, f"an arm {line!r}: methods and rates are expected, and beside them {', '.join(_SIZE)}")
+    methods, rates = line["methods"], line["rates"]
+    _require(_list_of(methods, str), f"methods are {methods!r}, but a list such as [lora, dora] is expected")
+    for method in methods:
+        _require(method in METHODS, f"method is {method!r}, but one of {', '.join(METHODS)} is expected")
+    _require(
+        _list_of(rates, float) and _different(rates) and all(_number(rate, above=0) for rate in rates),
+        f"rates are {rates!r}, but a list of different numbers above 0 such as [1.0e-3] is expected",
+    )
+    if "full" in methods:
+        alone = methods == ["full"] and not set(line) & set(_SIZE)
+        _require(alone, "full fine-tuning has no adapter: give it a line of its own, with methods and rates alone")
+        setting = Setting(method="full", r=0, lora_alpha=0.0, lora_dropout=0.0, A_spread=0.0, **_LATER, **common)
+        return [(setting, rates)]
+    size = {"lora_dropout": 0.0, "A_spread": 0.0} | {key: line[key] for key in line if key in _SIZE}
+    ranks, ratio = size.pop("ranks", None), size.pop("alpha_over_r", None)
+    dropout, wide = size["lora_dropout"], size["A_spread"]
+    _require(
+        _list_of(ranks, int) and min(ranks) > 0,
+        f"{methods[0]} needs ranks, a list of different whole numbers from 1; they are {ranks!r}",
+    )
+    _require(_number(ratio, above=0), f"{methods[0]} needs alpha_over_r, a number above 0; it is {ratio!r}")
+    _require(_number(dropout, least=0) and dropout < 1, f"lora_dropout is {dropout!r}, but 0 or more, and less than 1")
+    _require(_number(wide, least=0), f"A_spread is {wide!r}, but a number from 0 is expected")
+    return [
+        (Setting(method=method, r=r, lora_alpha=r * ratio, **size, **_LATER, **common), rates)
+        for r, method in itertools.product(ranks, methods)
+    ]
+
+
+def _require(holds: Any, message: str) -> None:
     if not holds:
-        raise ValueError(f"{path.name}: {message}.")
+        raise ValueError(message)
 
 
 def _list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(entry) is kind for entry in value)
+    """Whether this is a list of different entries of this very type, with one at least."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(entry) is kind for entry in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def _different(rates: list[float]) -> bool:
+    """Whether the names of records tell these rates apart, which have six digits of them."""
+    return len({f"{rate:g}" for rate in rates}) == len(rates)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _number(value: Any, above: float = -math.inf, least: float = -math.inf) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > above and value >= least
