@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class Comparison:
 
     `detectable` is the smallest difference that as many pairs with such a spread would show, at the 5 % level, four
     times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds what the two arms'
-    settings have not in common, as key: (a's, b's). `str()` says it in a sentence.
+    settings and hardware have not in common, as key: (a's, b's). `str()` says it in a sentence.
     """
 
     measure: str
@@ -84,6 +85,8 @@ class Comparison:
             found += (
                 f"no difference that these runs could show; one of {self.detectable:.4f} would show four times in five"
             )
+        if two := self.differs.get("hardware"):
+            return f"{found}. Time and memory cannot be compared: {a} ran on {two[0]}, and {b} on {two[1]}."
         return f"{found}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
 
 
@@ -98,7 +101,7 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
         measure: which of the records' scores.
 
     Raises:
-        ValueError: fewer than five pairs, a seed without its partner, or one that an arm has twice.
+        ValueError: fewer than five pairs, a run that diverged, a seed without its partner, or twice in an arm.
     """
     from scipy import stats
 
@@ -115,6 +118,10 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
             "against that spread. Run more seeds of both."
         )
     pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
+    for run in (*a, *b):
+        if not math.isfinite(score := run["scores"][measure]):
+            which = f"{_name(run['config'])} with seed {run['config']['seed']}"
+            raise ValueError(f"The run of {which} diverged (its {measure} is {score}): take rates at which none does.")
     differences = [second["scores"][measure] - first["scores"][measure] for first, second in pairs]
     count, spread = len(pairs), statistics.stdev(differences)
     tail = stats.norm.cdf(-((count / (count - 1)) ** 0.5) * stats.t.ppf(0.975, count - 1))
@@ -124,10 +131,13 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
             (differences,), np.mean, method="percentile", confidence_level=1 - 2 * tail, rng=0
         )  # fmt: skip
         low, high = found.confidence_interval
-    clock = "processor_seconds" if "processor_seconds" in a[0] else "seconds"  # of a shared CPU, its own share alone
+    on_cpu = all("processor_seconds" in run for run in (*a, *b))
+    clock = "processor_seconds" if on_cpu else "seconds"  # of a shared CPU, its own share alone
     ratios = {key: statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes")}
     first, second = a[0]["config"], b[0]["config"]
     differs = {key: (first.get(key), second.get(key)) for key in first | second if key != "seed"}
+    machines = [(x.get("hardware"), y.get("hardware")) for x, y in pairs]
+    differs["hardware"] = next((two for two in machines if two[0] != two[1]), machines[0])
     return Comparison(
         measure, _names(first, second), statistics.fmean(differences), float(low), float(high), count,
         detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"],
@@ -156,7 +166,7 @@ def arm(
     tuning = [run for run in found if run["config"]["split"] == "validation"]
     found = [run for run in found if run["config"]["split"] == "test"]
     if tuning and learning_rate is None:
-        best = min(tuning, key=lambda run: float(run["scores"]["loss"]))["config"]["learning_rate"]
+        best = min(tuning, key=loss_to_rank)["config"]["learning_rate"]
         found = [run for run in found if run["config"]["learning_rate"] == best]
     if not found:
         raise ValueError(f"There are no runs to compare with {wanted}.")
@@ -164,6 +174,12 @@ def arm(
         if len(values := {run["config"][key] for run in found}) > 1:
             raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
     return sorted(found, key=lambda run: int(run["config"]["seed"]))
+
+
+def loss_to_rank(record: dict[str, Any]) -> float:
+    """A run's loss; infinite if the run ended in no number, so that it is never the best one."""
+    loss = float(record["scores"]["loss"])
+    return loss if math.isfinite(loss) else math.inf
 
 
 def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.8) -> float:
@@ -187,8 +203,12 @@ NAMES = {"lora": "LoRA", "dora": "DoRA", "full": "full fine-tuning", "qlora": "Q
 
 
 def _names(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:
-    a, b = (NAMES.get(config["method"], config["method"]) for config in (first, second))
+    a, b = _name(first), _name(second)
     return (f"{a} (first arm)", f"{b} (second arm)") if a == b else (a, b)
+
+
+def _name(config: dict[str, Any]) -> str:
+    return NAMES.get(config["method"], config["method"])
 
 
 def time_in_turns(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:

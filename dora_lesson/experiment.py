@@ -11,7 +11,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import time
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from dora_lesson.adapters import adapted_layers, add_adapters
 from dora_lesson.designs import Design, Setting
+from dora_lesson.evidence import loss_to_rank
 from dora_lesson.models import load_base
 from dora_lesson.records import provenance, read_runs
 from dora_lesson.task_api import Item, encode_chat, load_task_api
@@ -115,7 +115,7 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
         while tuning:
             settings = [replace(a, learning_rate=q, seed=design.tuning_seed, split="validation") for a, q in tuning]
             records = _make(settings, design.command, folder, jobs, bar)
-            losses |= {pair: _loss(record) for pair, record in zip(tuning, records, strict=True)}
+            losses |= {pair: loss_to_rank(record) for pair, record in zip(tuning, records, strict=True)}
             arms = list(dict.fromkeys(arm for arm, _ in tuning))
             tuning = []
             for arm in arms:
@@ -191,8 +191,3 @@ def _differing(config: dict[str, Any], setting: Setting) -> str:
 
 def _config(setting: Setting) -> dict[str, Any]:
     return {**dataclasses.asdict(setting), "target_modules": list(setting.target_modules)}
-
-
-def _loss(record: dict[str, Any]) -> float:
-    loss: float = record["scores"]["loss"]
-    return loss if math.isfinite(loss) else math.inf

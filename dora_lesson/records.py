@@ -29,7 +29,7 @@ def load_record(name: str) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise ValueError(f"There is no record {name!r}; there are: {there}.")
-    return _read(path)
+    return read_record(path)
 
 
 def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -38,7 +38,7 @@ def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: a file that is no record, or one that does not say how it was made.
     """
-    return {path.stem: _read(path) for path in sorted(Path(folder).glob("*.json"))}
+    return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
 
 
 def load_runs(name: str) -> list[dict[str, Any]]:
@@ -53,11 +53,18 @@ def load_runs(name: str) -> list[dict[str, Any]]:
     return runs
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """One record.
+
+    Raises:
+        ValueError: the file is no record, or does not say how it was made.
+    """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no JSON ({error}): make it again with its command.") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} holds a {type(record).__name__}, but a record is expected: make it again.")
     if missing := [key for key in PROVENANCE if not record.get(key)]:
         raise ValueError(f"The record {path.stem!r} does not say its {missing[0]}: make it again with its command.")
     return record

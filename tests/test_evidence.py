@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def test_a_broken_record_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(records, "DATA", tmp_path)
     with pytest.raises(ValueError, match=r"short\.json is no JSON .*make it again"):
         load_record("short")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'"text"', b"\xff{}"])
+def test_a_file_that_is_no_record_is_reported(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "short.json").write_bytes(content)
+    monkeypatch.setattr(records, "DATA", tmp_path)
+    with pytest.raises(ValueError, match=r"short\.json (holds a|is no JSON).*make it again"):
+        load_record("short")
+    with pytest.raises(ValueError, match=r"short\.json .*make it again"):
+        records.read_runs(tmp_path / "records")
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -169,6 +181,31 @@ def test_what_differs_beside_the_seed_is_told() -> None:
     assert found.differs == {"method": ("lora", "dora"), "learning_rate": (1e-3, 2e-3)}
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_run_that_diverged_is_named_and_not_compared(loss: float) -> None:
+    with pytest.raises(ValueError, match=rf"run of DoRA with seed 2 diverged \(its loss is {loss}\)"):
+        compare(runs(A), runs([*A[:2], loss, *A[3:]], "dora"))
+    with pytest.raises(ValueError, match="run of LoRA with seed 0 diverged"):
+        compare(runs([loss, *A[1:]]), runs(A, "dora"))
+
+
+def on(hardware: str, records: list[dict[str, Any]], *lost: str) -> list[dict[str, Any]]:
+    return [{"hardware": hardware} | {key: run[key] for key in run if key not in lost} for run in records]
+
+
+def test_arms_on_two_machines_are_compared_but_not_in_time_and_memory() -> None:
+    cpu, gpu = on("a CPU", runs(A)), on("a GPU", runs([a - 0.05 for a in A], "dora"), "processor_seconds")
+    found = compare(cpu, gpu)
+    assert found.mean == pytest.approx(-0.05)
+    assert found.differs == {"method": ("lora", "dora"), "hardware": ("a CPU", "a GPU")}
+    assert str(found).endswith("Time and memory cannot be compared: LoRA ran on a CPU, and DoRA on a GPU.")
+    assert compare(gpu, cpu).differs["hardware"] == ("a GPU", "a CPU")
+    # One pair on two machines is enough; pairs of their own are not.
+    assert compare(cpu, on("a CPU", runs(A[:4], "dora")) + on("a GPU", runs(A[:1], "dora", 4))).differs["hardware"]
+    mixed = on("a CPU", runs(A[:4])) + on("a GPU", runs(A[:1], first_seed=4))
+    assert "hardware" not in compare(mixed, mixed).differs
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_single_run_is_refused_with_the_reason(count: int) -> None:
     with pytest.raises(ValueError, match="five or more are expected: two runs of one method differ as well") as caught:
@@ -219,6 +256,8 @@ def test_an_arm_is_its_runs_at_the_rate_that_tuning_chose() -> None:
     assert arm(records, "lora", 8) == at_two
     assert arm(records, "lora", 8, learning_rate=1e-3) == at_one
     assert arm(records, "dora", 8) == other
+    diverged = runs([math.nan], learning_rate=1e-2, split="validation", lora_alpha=16)
+    assert arm([*diverged, *records], "lora", 8) == arm([*records, *diverged], "lora", 8) == at_two
     with pytest.raises(ValueError, match=r"have learning_rate 0\.001, 0\.002: say which"):
         arm([*at_one, *at_two], "lora", 8)
     with pytest.raises(ValueError, match="no runs to compare"):
