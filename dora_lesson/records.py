@@ -77,15 +77,19 @@ def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
     else:
         threads = torch.get_num_threads()
         hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED}
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return {
         "command": command,
         "date": today,
         "hardware": hardware,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "seeds": list(seeds),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide what a run does."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _RECORDED}}
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 Every run fine-tunes the embedded Llama on the Task API set, follows how far its weights move, and scores it on held-out
 items. Runs are method × seed; a run that is there already is not made again, so the command can be stopped and started.
+Each keeps when and where it was made, and one that was made with other settings or versions is refused.
 With its defaults a run takes about two minutes on two CPU cores. `--steps 303` is one pass over the training chats.
 `--methods qbase qlora qdora` trains over a 4-bit base; such a run is scored merged to full size, and quantised again.
 """
@@ -16,6 +17,7 @@ import multiprocessing
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from transformers import TrainerCallback
 from dora_lesson.adapters import add_adapters, effective_weights, merge_adapters
 from dora_lesson.geometry import direction_change, magnitude_change
 from dora_lesson.models import load_base
-from dora_lesson.records import provenance
+from dora_lesson.records import provenance, read_record, versions
 from dora_lesson.scoring import score
 from dora_lesson.task_api import answer, load_task_api
 from dora_lesson.training import finetune
@@ -52,13 +54,45 @@ def grid(methods: list[str], seeds: int, steps: int, batch_size: int) -> list[Se
     return runs
 
 
-def one_run(setting: Setting, items: int, folder: Path) -> dict[str, Any]:
-    """Train, follow the weights, merge, score; or read the run if it is there."""
-    path = folder / ("-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in setting.values()))
-    path = path.with_name(f"{path.name}-{items}.json")
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+def config(items: int) -> dict[str, Any]:
+    """What decides all runs of a record alike; beside it stands the setting of each."""
+    return {
+        "r": R, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "target_modules": MODULES, "dtype": "float32",
+        "schedule": "linear, a tenth of the steps of warm-up", "optimizer": "AdamW, no weight decay",
+        "checkpoints": CHECKPOINTS, "scored on": f"the first {items} test items, adapters merged, greedy",
+    }  # fmt: skip
+
+
+def _path(setting: Setting, items: int, folder: Path) -> Path:
+    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in setting.values())
+    return folder / f"{'-'.join(values)}-{items}.json"
+
+
+def kept(setting: Setting, items: int, folder: Path) -> dict[str, Any] | None:
+    """The run if it is there, with what it says of how it was `made`.
+
+    Raises:
+        ValueError: it is no record, or was made with another setting or other versions than there are now.
+    """
+    path = _path(setting, items, folder)
+    if not path.is_file():
+        return None
+    found = read_record(path)
+    for then, now in ((found.get("config", {}), setting | config(items)), (found["versions"], versions())):
+        for key in now | then:
+            if then.get(key) != now.get(key):
+                raise ValueError(
+                    f"{path.name} was made with {key} {then.get(key)!r}, but now it is {now.get(key)!r}: "
+                    "move it away and it is made again, or pass another --folder."
+                )
+    run: dict[str, Any] = found["run"]
+    return run | {"made": {key: found[key] for key in ("date", "hardware", "command")}}
+
+
+def one_run(setting: Setting, items: int, folder: Path, command: str) -> dict[str, Any]:
+    """Train, follow the weights, merge, score, and keep the run with what made it; or read it if it is there."""
+    if run := kept(setting, items, folder):
+        return run
     four_bit = setting["method"].startswith("q")
     model, tokenizer = load_base(dtype="float32", four_bit=four_bit)
     run = dict(setting)
@@ -73,9 +107,11 @@ def one_run(setting: Setting, items: int, folder: Path) -> dict[str, Any]:
         merge_adapters(model)
     run |= _scored(model, tokenizer, held_out)
     folder.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(run))
+    path = _path(setting, items, folder)
+    made = {**provenance(command, [setting["seed"]]), "config": setting | config(items), "run": run}
+    path.with_suffix(".partial").write_text(json.dumps(made))
     path.with_suffix(".partial").replace(path)
-    return run
+    return kept(setting, items, folder) or run
 
 
 def _scored(model: Any, tokenizer: Any, held_out: list[Any]) -> dict[str, Any]:
@@ -149,26 +185,36 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=RECORDS / "runs", help="where single runs are kept")
     chosen = parser.parse_args()
     settings = grid(chosen.methods, chosen.seeds, chosen.steps, chosen.batch_size)
-    threads = max(1, (os.cpu_count() or 1) // chosen.jobs)
-    torch.set_num_threads(threads)
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(chosen.jobs, fresh, torch.set_num_threads, (threads,)) as pool:
-        made = pool.map(one_run, settings, itertools.repeat(chosen.items), itertools.repeat(chosen.folder))
-        runs = list(tqdm(made, total=len(settings), desc="runs"))
+    try:
+        for setting in settings:  # before hours are spent beside a run that does not belong to them
+            kept(setting, chosen.items, chosen.folder)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     methods = "" if chosen.methods == parser.get_default("methods") else f" --methods {' '.join(chosen.methods)}"
     command = f"{COMMAND}{methods} --seeds {chosen.seeds} --steps {chosen.steps} --batch-size {chosen.batch_size}"
     command += f" --items {chosen.items} --jobs {chosen.jobs} --name {chosen.name}"
-    record = provenance(command, seeds=list(range(chosen.seeds)))
-    record["config"] = {
-        "r": R, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "target_modules": MODULES, "dtype": "float32",
-        "schedule": "linear, a tenth of the steps of warm-up", "optimizer": "AdamW, no weight decay",
-        "runs at a time": chosen.jobs,
-        "scored on": f"the first {chosen.items} test items, adapters merged, greedy",
-    }  # fmt: skip
-    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
+    threads = max(1, (os.cpu_count() or 1) // chosen.jobs)
+    make = partial(one_run, items=chosen.items, folder=chosen.folder, command=command)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.jobs, fresh, torch.set_num_threads, (threads,)) as pool:
+        runs = list(tqdm(pool.map(make, settings), total=len(settings), desc="runs"))
     RECORDS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1).removesuffix("\n}") + f',\n "runs": [\n{lines}\n]}}\n'
+    text = as_text(command, list(range(chosen.seeds)), config(chosen.items), runs)
     (RECORDS / f"{chosen.name}.json").write_text(text, encoding="utf-8")
+
+
+def as_text(command: str, seeds: list[int], common: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """The record of some runs, one a line. Its date is the last run's, its hardware that of any of them."""
+    record = {
+        "command": command,
+        "date": max(run["made"]["date"] for run in runs),
+        "hardware": "; ".join(dict.fromkeys(run["made"]["hardware"] for run in runs)),
+        "versions": versions(),
+        "seeds": seeds,
+        "config": common,
+    }
+    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
+    return json.dumps(record, indent=1).removesuffix("\n}") + f',\n "runs": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":
