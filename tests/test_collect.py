@@ -77,6 +77,28 @@ def test_a_notebook_without_ids_is_read(tmp_path: Path) -> None:
     assert row == dict(zip(LESSON_01, ["wrong", "correct", "not run", "missing"], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("source", "printed", "verdicts"),
+    [
+        (
+            "a = checks.decompose(my_decompose)\nchecks.recompose(my_recompose)",
+            "wrong: x\ncorrect: y\n",
+            "wrong correct",
+        ),
+        ("checks.recompose(my_recompose); checks.decompose(my_decompose)", "wrong: x\ncorrect: y\n", "correct wrong"),
+        ("checks.decompose(my_decompose)\n1 / 0\nchecks.recompose(my_recompose)", "correct: x\n", "correct not-run"),
+        ("checks.decompose(my_decompose)\nchecks.recompose(my_recompose)", "", "not-run not-run"),
+        ("# checks.decompose(my_decompose)\nchecks.recompose(my_recompose)", "correct: x\n", "missing correct"),
+        ("print('...')\nchecks.decompose(my_decompose)", "not yet: mine\nwrong: x\n", "wrong missing"),
+    ],
+)
+def test_several_checks_in_one_cell_have_each_its_own_verdict(source: str, printed: str, verdicts: str) -> None:
+    cell = nbf.new_code_cell(source, outputs=[nbf.new_output("stream", name="stdout", text=printed)])
+    lines = collect.found(nbf.new_notebook(cells=[cell]))
+    found = {name: lines[name].split(":")[0] or "not-run" if name in lines else "missing" for name in LESSON_01[:2]}
+    assert " ".join(found.values()) == verdicts
+
+
 def test_the_command_prints_the_table_and_writes_it(
     submissions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import nbformat.v4 as nbf
 import pytest
 
@@ -48,6 +51,65 @@ def test_a_line_that_the_kernel_sends_in_pieces_is_one_output() -> None:
     pieces = "import time\nprint('a', end='', flush=True)\ntime.sleep(1)\nprint()"
     done = notebooks.execute(nbf.new_notebook(cells=[nbf.new_markdown_cell("words"), nbf.new_code_cell(pieces)]))
     assert [output.text for output in done.cells[1].outputs] == ["a\n"]
+
+
+def test_clean_names_cells_that_have_no_id_as_in_a_notebook_from_colab() -> None:
+    notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("words"), *untidy().cells, nbf.new_code_cell("y")])
+    notebook.cells[0].id = "cell-1"
+    del notebook.cells[1]["id"], notebook.cells[2]["id"]
+    once = notebooks.clean(notebook)
+    assert [cell.id for cell in once.cells] == ["cell-1", "cell-2", "cell-3"]
+    assert once.cells[1].outputs[-1].data["application/vnd.jupyter.widget-view+json"]["model_id"]
+    nbformat.validate(once)
+
+
+def submitted(path: Path, *sources: str, minor: int = 5) -> Path:
+    notebook = nbf.new_notebook(cells=[nbf.new_code_cell(source) for source in sources])
+    for cell in notebook.cells if minor < 5 else []:
+        del cell["id"]
+    notebook.nbformat_minor = minor
+    path.parent.mkdir()
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["notebooks", *map(str, arguments)])
+    try:
+        notebooks.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_one_broken_submission_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebooks, "PICTURE", tmp_path / "picture.png")
+    broken = submitted(tmp_path / "ada" / "01.ipynb")
+    broken.write_text("[]")
+    raises = submitted(tmp_path / "ben" / "01.ipynb", "print('a')", "1 / 0", "print('b')")
+    good = submitted(tmp_path / "eve" / "01.ipynb", "print('c')", minor=0)
+    assert run_command(monkeypatch, "run", broken, raises, good) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"run: {broken} is left as it was (") and broken.read_text() == "[]"
+    name = notebooks.read(raises).cells[1].id
+    assert said[1:] == [f"run: {raises}; {name} raised ZeroDivisionError: division by zero", f"run: {good}"]
+    outputs = [cell.outputs[0] for cell in notebooks.read(raises).cells]
+    assert [output.get("text") for output in outputs] == ["a\n", None, "b\n"]
+    assert notebooks.read(good).cells[0].outputs[0].text == "c\n"
+    assert not notebooks.PICTURE.exists()  # which belongs to the course's own lesson
+
+
+def test_the_picture_is_renewed_with_its_lesson(
+    fork: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebooks, "PICTURE", fork / "picture.png")
+    assert run_command(monkeypatch, "clean", fork / "notebooks" / "00_start_here.ipynb") == 0
+    assert not notebooks.PICTURE.exists()
+    monkeypatch.chdir(fork)
+    assert run_command(monkeypatch, "clean", f"notebooks/{notebooks.PICTURED}") == 0
+    assert notebooks.PICTURE.read_bytes() == notebooks.picture()
 
 
 @pytest.fixture

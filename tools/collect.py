@@ -10,6 +10,7 @@ A file that is no notebook, or none of this course, says so in the column `probl
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -29,13 +30,17 @@ def exercises() -> list[list[str]]:
 
 
 def found(notebook: Any) -> dict[str, str]:
-    """For each exercise whose check is in the notebook, the line that the check printed, or an empty one."""
-    lines = {}
+    """For each exercise whose check is in the notebook, the line that the check printed, or an empty one.
+
+    Several checks in one cell print their lines in their order.
+    """
+    lines: dict[str, str] = {}
     for cell in notebook.cells:
-        if cell.cell_type == "code" and (check := CHECK.search(cell.source)):
+        names = CHECK.findall(re.sub("#.*", "", cell.source)) if cell.cell_type == "code" else []
+        if names:
             printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
-            said = [line for line in printed if line.split(":")[0] in VERDICTS]
-            lines[check[1]] = said[-1] if said else ""
+            said = [line for line in printed if line.split(":")[0] in VERDICTS][-len(names) :]
+            lines |= dict(itertools.zip_longest(names, said, fillvalue=""))  # a cell that raised says no more
     return lines
 
 

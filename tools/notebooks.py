@@ -3,12 +3,16 @@
 python -m tools.notebooks run [FILES]     execute in place, then clean (all lessons if none is named)
 python -m tools.notebooks clean [FILES]   bring metadata, ids and counts to their one stable form
 python -m tools.notebooks stamp           rewrite badges, set-up cells and README links from pyproject.toml
+
+A cell that raises keeps its error among its outputs, and the cells below it run. A notebook that cannot be read or run
+is left as it was. Either is said of it, the other notebooks are done all the same, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import re
 import sys
@@ -27,6 +31,7 @@ else:
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PICTURE = ROOT / "docs" / "magnitude_and_direction.png"
+PICTURED = "01_magnitude_and_direction.ipynb"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -67,7 +72,7 @@ def badge(url: str, file: str) -> str:
 def clean(notebook: Any) -> Any:
     """The one stable form of a lesson: what remains differs only where the lesson does."""
     notebook.metadata = nbformat.from_dict(METADATA)
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    name_cells(notebook)
     count = 0
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("tags", "why_ignored") if cell.metadata.get(key)}
@@ -85,6 +90,16 @@ def clean(notebook: Any) -> Any:
             if view:
                 view["model_id"] = uuid.uuid5(uuid.NAMESPACE_URL, f"{cell.id}/{number}").hex
     return notebook
+
+
+def name_cells(notebook: Any) -> None:
+    """Give an id to each cell that has none, as in notebooks that Colab or an old Jupyter wrote."""
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    taken = {cell.get("id") for cell in notebook.cells}
+    free = (name for number in itertools.count(1) if (name := f"cell-{number}") not in taken)
+    for cell in notebook.cells:
+        if not cell.get("id"):
+            cell.id = next(free)
 
 
 def _is_progress_bar(output: Any) -> bool:
@@ -114,12 +129,16 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def execute(notebook: Any, timeout: int = 600) -> Any:
-    """Run every cell in a fresh kernel of this Python, in the notebooks' folder; a stream comes in one piece."""
+def execute(notebook: Any, timeout: int = 600, go_on: bool = False) -> Any:
+    """Run every cell in a fresh kernel of this Python, in the notebooks' folder; a stream comes in one piece.
+
+    With `go_on` a cell that raises keeps its error as an output, and those below it run; without, the error is raised.
+    """
     from nbclient import NotebookClient
 
-    resources = {"metadata": {"path": str(NOTEBOOKS)}}
-    done = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
+    name_cells(notebook)
+    options: dict[str, Any] = {"timeout": timeout, "allow_errors": go_on, "kernel_name": "python3"}
+    done = NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}, **options).execute()
     for cell in done.cells:
         if cell.cell_type == "code":
             cell.outputs = _merged_streams(cell.outputs)
@@ -152,7 +171,7 @@ def stamp(url: str) -> list[Path]:
 
 def picture() -> bytes:
     """The README's picture: a figure of lesson 01, as its committed output holds it."""
-    for cell in read(NOTEBOOKS / "01_magnitude_and_direction.ipynb").cells:
+    for cell in read(NOTEBOOKS / PICTURED).cells:
         for output in cell.get("outputs", []) if cell.id == "updates-figure" else []:
             if found := re.search('base64,([^"]+)', output.get("data", {}).get("text/html", "")):
                 return base64.b64decode(found.group(1))
@@ -161,6 +180,16 @@ def picture() -> bytes:
 
 def lessons() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def errors(notebook: Any) -> list[str]:
+    """The cells that raised, with what they said."""
+    return [
+        f"{cell.id} raised {output.ename}: {_first_line(output.evalue)}"
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    ]
 
 
 def main() -> None:
@@ -172,13 +201,29 @@ def main() -> None:
         changed = stamp(repository())
         print("\n".join(f"stamped {path.relative_to(ROOT)}" for path in changed) or "everything is up to date")
         return
-    for path in tqdm(arguments.files or lessons(), disable=not sys.stderr.isatty()):
-        notebook = read(path)
-        if arguments.command == "run":
-            notebook = execute(notebook)
-        path.write_text(text(clean(notebook)), encoding="utf-8")
-        print(f"{arguments.command}: {path.name}")
-    PICTURE.write_bytes(picture())
+    files, failed = arguments.files or lessons(), False
+    for path in tqdm(files, disable=not sys.stderr.isatty()):
+        try:
+            notebook = read(path)
+            if arguments.command == "run":
+                notebook = execute(notebook, go_on=True)
+            written = text(clean(notebook))
+        except Exception as error:  # whatever one file does, the others are still done
+            failed = True
+            print(f"{arguments.command}: {path} is left as it was ({type(error).__name__}: {_first_line(error)})")
+            continue
+        path.write_text(written, encoding="utf-8")
+        raised = errors(notebook) if arguments.command == "run" else []
+        failed = failed or bool(raised)
+        print("; ".join([f"{arguments.command}: {path}", *raised]))
+    if NOTEBOOKS / PICTURED in [path.resolve() for path in files]:
+        PICTURE.write_bytes(picture())
+    if failed:
+        raise SystemExit(1)
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 if __name__ == "__main__":
