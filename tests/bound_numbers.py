@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dora_lesson import load_published
 NEAR = 6  # cells between a number and the output that prints it, at most
 NUMBER = r"[+−-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 UNIT = r"%|per cent|°|degrees|[kMG]B\b|seconds\b|s\b|times\b|points?\b|fold\b"
+ALIKE = [("%", "per cent"), ("°", "degrees"), ("s", "seconds"), ("point", "points"), ("times", "fold")]
 MARK = r"<!--(.*?)-->"
 CLAIM = re.compile(
     rf"(?<![\w.])(?<!\w[-–/])({NUMBER})(?!\w|[./,]\w|-(?!fold)\w)"  # a number that is no part of a name: not 8B, 4-bit
@@ -94,14 +96,34 @@ def _outputs(cell: Any) -> Iterator[str]:
             yield html.unescape(re.sub(r"<[^>]*>", " ", data.get("text/html", "")))
 
 
-def _numbers(text: str) -> list[Number]:
-    return [Number(found) for found in re.findall(rf"(?<![\w.])({NUMBER})(?!\w)", text)]
+def _numbers(text: str) -> Iterator[tuple[Number, int, int]]:
+    """The numbers of a text, with where each begins and ends."""
+    for found in re.finditer(rf"(?<![\w.]){NUMBER}(?!\w)", text):
+        yield Number(found[0]), *found.span()
 
 
 def _prints(output: str, number: Number, unit: str | None) -> bool:
-    written = {"per cent": "%", "degrees": "°"}.get(unit or "", "")
-    there = not unit or unit in output or (written and written in output)
-    return bool(there) and any(number.repeats(other) for other in _numbers(output))
+    lines = output.splitlines()
+    return any(
+        number.repeats(other) and (not unit or _has_unit(lines, row, start, end, unit))
+        for row, line in enumerate(lines)
+        for other, start, end in _numbers(line)
+    )
+
+
+def _has_unit(lines: list[str], row: int, start: int, end: int, unit: str) -> bool:
+    """Whether the number in that row, from `start` to `end`, has the unit.
+
+    It stands right behind the number, or behind the last of a list of them; or it labels the row, right before its
+    numbers; or the column, above the number. A unit that stands behind a number is that number's, and labels nothing.
+    """
+    words = "|".join(next((alike for alike in ALIKE if unit in alike), [unit]))
+    label = rf"(?<![^\W\d])(?<!\d)(?<!\d[ -])(?:{words})(?!\w)"
+    behind = re.match(rf"(?:(?:,| to| and| or|–) ?{NUMBER})*[ -]?(?:{words})(?!\w)", lines[row][end:])
+    before = re.search(rf"{label}\)?[:=]?\s*(?:{NUMBER}[\s,]+)*$", lines[row][:start])
+    heads = itertools.takewhile(str.strip, reversed(lines[:row]))
+    above = any(found.start() < end and found.end() > start for head in heads for found in re.finditer(label, head))
+    return bool(behind or before or above)
 
 
 def _unbound(number: Number, path: str) -> Iterator[str]:
@@ -111,7 +133,7 @@ def _unbound(number: Number, path: str) -> Iterator[str]:
         yield str(error)
         return
     if isinstance(entry, str):
-        if not any(number.repeats(other) for other in _numbers(entry)):
+        if not any(number.repeats(other) for other, *_ in _numbers(entry)):
             yield f"{number.text} is bound to {path}, where it does not occur: {entry!r}"
     elif not isinstance(entry, int | float):
         yield f"{number.text} is bound to {path}, which is neither a number nor a text"
