@@ -46,7 +46,7 @@ def adapter_parameters(
     """
     if method not in ("lora", "dora"):
         raise ValueError(f"method is {method!r}, but one of lora, dora is expected.")
-    _require_whole(r=r)
+    (r,) = _whole(r=r)
     model = _on_meta(config)
     layers = [model.get_submodule(name) for name in matching_linears(model, target_modules)]
     trainable = sum(r * (x.in_features + x.out_features) + (method == "dora") * x.out_features for x in layers)
@@ -146,8 +146,10 @@ def estimate(
     for name, value, known in [("method", method, METHODS), ("optimizer", optimizer, tuple(OPTIMIZERS))]:
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    _require_whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
-    _require_whole(gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply_length or 1)
+    r, batch_size, sequence_length = _whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
+    passes, reply = _whole(
+        gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply_length or sequence_length
+    )
     model, e = _on_meta(config), dtype.itemsize
     linears = [model.get_submodule(name) for name in matching_linears(model, "all-linear")]
     names = [] if method == "full" else matching_linears(model, target_modules)
@@ -160,7 +162,7 @@ def estimate(
     states = int(OPTIMIZERS[optimizer] * (P if full else N + outputs)) + (4 * P if full and e < 4 else 0)
     tied = 2 * V * config.hidden_size if config.tie_word_embeddings else 0
     unpacked = max(layer.weight.numel() for layer in linears) * e if Q else 0
-    reply = min(reply_length or sequence_length, sequence_length)
+    reply = min(reply, sequence_length)
     one, two = _activations(config, None if full else (r, target_modules), batch_size, sequence_length, reply, dtype)
     blocks = config.num_hidden_layers
     block, rest = two - one + e * tokens * outputs // blocks, 2 * one - two
@@ -180,7 +182,7 @@ def estimate(
             "activations": rest + blocks * block,
             "temporaries": temporaries,
         },
-        accumulates=gradient_accumulation_steps > 1,
+        accumulates=passes > 1,
     )
 
 
@@ -220,7 +222,8 @@ def _on_meta(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _require_whole(**sizes: Any) -> None:
+def _whole(**sizes: Any) -> list[int]:
     for name, value in sizes.items():
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
+    return [int(value) for value in sizes.values()]  # torch slices by no number of NumPy

@@ -36,7 +36,6 @@ from tools import notebooks
 # Numbers that claim no result although they look like it, as "cell: number", with the reason.
 EXEMPT: dict[str, dict[str, str]] = {
     "01_magnitude_and_direction": {"small: 0.9999999": "a number to look at, not one that was measured"},
-    "03_dora_by_hand": {"go-further: 1": "a bound that the reader is asked to count by"},
     "04_dora_with_peft": {"exercise-budget: 1,000,000": "the budget that the exercise sets"},
     "05_qdora_4bit_llama": {
         "exercise-t4_setting: 15": "the card's size, which the exercise sets",
@@ -217,14 +216,14 @@ def test_a_bound_number_follows_its_entry(entries: Any) -> None:
 
 
 def test_a_lesson_fails_until_it_follows_a_changed_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = next(path for path in notebooks.lessons() if path.stem.startswith("05"))
+    path = next(path for path in notebooks.lessons() if path.stem.startswith("03"))
     shutil.copytree(published.DATA / "published", tmp_path / "published")
     monkeypatch.setattr(published, "DATA", tmp_path)
-    figures = json.loads((tmp_path / "published" / "qdora.json").read_text())
-    figures["LLaMA2-7B"]["QDoRA"] = 0.33
-    (tmp_path / "published" / "qdora.json").write_text(json.dumps(figures))
-    expected = ["published: 0.31 is bound to qdora/LLaMA2-7B/QDoRA, which is 0.33"]
-    assert bound_numbers.problems(notebooks.read(path), EXEMPT[path.stem]) == expected
+    figures = json.loads((tmp_path / "published" / "detached_norm.json").read_text())
+    figures["LLaMA-7B"]["memory GB"]["detached"] = 29.2
+    (tmp_path / "published" / "detached_norm.json").write_text(json.dumps(figures))
+    expected = ["detached: 28.2 is bound to detached_norm/LLaMA-7B/memory GB/detached, which is 29.2"]
+    assert bound_numbers.problems(notebooks.read(path), {}) == expected
 
 
 def test_a_mark_counts_even_where_the_number_is_printed_or_whole(entries: Any) -> None:
