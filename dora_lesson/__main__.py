@@ -14,6 +14,8 @@ from pathlib import Path
 
 from dora_lesson.environment import SetupError, doctor, quiet_known_noise
 
+SWEEP = Path("data/records/sweep")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status: 0 only where it succeeded."""
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     runs.add_argument("--design", type=Path, help="a YAML file such as dora_lesson/configs/sweep.yaml, the default")
     runs.add_argument("--base", help="a Llama of the hub, or a folder, in place of the design's")
-    runs.add_argument("--folder", type=Path, default=Path("data/records/sweep"), help="one JSON record a run")
+    runs.add_argument("--folder", type=Path, help=f"one JSON record a run; {SWEEP} for the course's own design")
     runs.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
     runs.add_argument("--plan", action="store_true", help="say what would be run and what it can detect, and stop")
     chosen = parser.parse_args(arguments)
@@ -54,10 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 1
     except OSError as problem:
-        print(f"{problem.filename}: {problem.strerror}. Pass a path that can be written to.", file=sys.stderr)
+        where = f"{problem.filename}: " if problem.filename else ""
+        print(f"{where}{problem.strerror}. Pass a path that can be written to.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. Nothing is lost: the same command goes on.", file=sys.stderr)
+        kept = "What it measured is not kept" if chosen.command == "measure" else "Nothing is lost"
+        print(f"Stopped. {kept}: give the same command again.", file=sys.stderr)
         return 130
 
 
@@ -67,13 +71,16 @@ def _experiment(chosen: argparse.Namespace) -> int:
     from dora_lesson.records import read_runs
 
     design = read_design(chosen.design, chosen.base)
+    if not chosen.folder and (chosen.design or chosen.base):
+        raise ValueError(f"Pass --folder, a place for these runs: {SWEEP} holds those of the course's own design.")
+    folder = chosen.folder or SWEEP
     print(design)
-    if there := read_runs(chosen.folder):
+    if there := read_runs(folder):
         took = statistics.median(run["seconds"] for run in there.values())
-        print(f"{chosen.folder} holds {len(there)} runs; the median one trained for {took:.0f} s.")
+        print(f"{folder} holds {len(there)} runs; the median one trained for {took:.0f} s.")
     if not chosen.plan:
-        records = experiment(design, chosen.folder, chosen.jobs)
-        print(f"{len(records)} runs to compare lie in {chosen.folder}.")
+        records = experiment(design, folder, chosen.jobs)
+        print(f"{len(records)} runs to compare lie in {folder}.")
     return 0
 
 
@@ -81,6 +88,8 @@ def _measure(chosen: argparse.Namespace) -> int:
     from dora_lesson.records import provenance
     from dora_lesson.shapes import measure_shape
 
+    if chosen.record and chosen.record.exists():
+        raise ValueError(f"{chosen.record} is there already, and nothing is written over: pass another --record.")
     command = f"python -m dora_lesson measure --shape {chosen.shape} --tokens {chosen.tokens} --rounds {chosen.rounds}"
     rows = measure_shape(chosen.shape, tokens=chosen.tokens, rounds=chosen.rounds)
     record = provenance(command, seeds=[0]) | {"rows": rows}

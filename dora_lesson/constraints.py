@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,13 +81,17 @@ def _resolved(model: Any) -> tuple[str, str, Any]:
     if not isinstance(model, str):
         if not hasattr(model, "to_json_string"):
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
-        if not hasattr(model, "num_key_value_heads") or not hasattr(model, "intermediate_size"):
-            raise ValueError(f"model is a {type(model).__name__}, but a Llama, or a model built like one, is expected.")
         name = getattr(model, "_name_or_path", "") or "path/to/your/model"
-        return name, name, model
+        return name, name, _like_a_llama(model)
     shape = KNOWN[model][0] if model in KNOWN else model
     if shape in SHAPES:
         return shape, model if model in KNOWN and model != EMBEDDED else _HUB[shape], llama_config(shape)
-    if "/" not in model:
+    if "/" not in model and not Path(model).is_dir():
         raise ValueError(f"model is {model!r}, but one of {', '.join(SHAPES)}, or a model of the hub, is expected.")
-    return model, model, hub_config(model)
+    return model, model, _like_a_llama(hub_config(model))
+
+
+def _like_a_llama(config: Any) -> Any:
+    if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
+        raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
+    return config

@@ -36,13 +36,15 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Mean of b − a over pairs (the same seed, or the same item) with Student's 95 % interval.
 
     Raises:
-        ValueError: the lengths differ, or there are fewer than two pairs.
+        ValueError: the lengths differ, there are fewer than two pairs, or a value is no finite number.
     """
     from scipy import stats
 
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"There are {len(a)} and {len(b)} values, but at least two pairs are expected.")
     differences = [float(y) - float(x) for x, y in zip(a, b, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        raise ValueError(f"The values are {[*a]} and {[*b]}, but finite numbers are expected: did a run diverge?")
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
@@ -54,8 +56,8 @@ class Comparison:
     """What paired runs say of b against a: `mean` of b − a with its 95 % bootstrap interval, `low` to `high`.
 
     `detectable` is the smallest difference that as many pairs with such a spread would show, at the 5 % level, four
-    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds what the two arms'
-    settings and hardware have not in common, as key: (a's, b's). `str()` says it in a sentence.
+    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds what the two runs of a
+    pair have not in common, in settings, hardware and versions, as key: (a's, b's). `str()` says it in a sentence.
     """
 
     measure: str
@@ -101,7 +103,8 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
         measure: which of the records' scores.
 
     Raises:
-        ValueError: fewer than five pairs, a run that diverged, a seed without its partner, or twice in an arm.
+        ValueError: fewer than five pairs, no such score, a run that diverged, a seed without its partner, or twice in
+            an arm.
     """
     from scipy import stats
 
@@ -119,6 +122,8 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
         )
     pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
     for run in (*a, *b):
+        if measure not in run["scores"]:
+            raise ValueError(f"measure is {measure!r}, but one of {', '.join(run['scores'])} is expected.")
         if not math.isfinite(score := run["scores"][measure]):
             which = f"{_name(run['config'])} with seed {run['config']['seed']}"
             raise ValueError(f"The run of {which} diverged (its {measure} is {score}): take rates at which none does.")
@@ -134,14 +139,15 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
     on_cpu = all("processor_seconds" in run for run in (*a, *b))
     clock = "processor_seconds" if on_cpu else "seconds"  # of a shared CPU, its own share alone
     ratios = {key: statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes")}
-    first, second = a[0]["config"], b[0]["config"]
-    differs = {key: (first.get(key), second.get(key)) for key in first | second if key != "seed"}
-    machines = [(x.get("hardware"), y.get("hardware")) for x, y in pairs]
-    differs["hardware"] = next((two for two in machines if two[0] != two[1]), machines[0])
+    differs: dict[str, tuple[Any, Any]] = {}
+    for x, y in pairs:
+        one, other = ({**run["config"], **{key: run.get(key) for key in ("hardware", "versions")}} for run in (x, y))
+        for key in (one | other).keys() - {"seed"} - differs.keys():
+            if one.get(key) != other.get(key):
+                differs[key] = one.get(key), other.get(key)
     return Comparison(
-        measure, _names(first, second), statistics.fmean(differences), float(low), float(high), count,
-        detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"],
-        {key: two for key, two in differs.items() if two[0] != two[1]},
+        measure, _names(a[0]["config"], b[0]["config"]), statistics.fmean(differences), float(low), float(high), count,
+        detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"], differs,
     )  # fmt: skip
 
 
@@ -163,6 +169,8 @@ def arm(
     wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     found = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
+    if len(values := {run["config"]["lora_alpha"] for run in found}) > 1:  # tuning of one says nothing of the other
+        raise ValueError(f"The runs with {wanted} have lora_alpha {', '.join(map(str, sorted(values)))}: say which.")
     tuning = [run for run in found if run["config"]["split"] == "validation"]
     found = [run for run in found if run["config"]["split"] == "test"]
     if tuning and learning_rate is None:
@@ -170,9 +178,8 @@ def arm(
         found = [run for run in found if run["config"]["learning_rate"] == best]
     if not found:
         raise ValueError(f"There are no runs to compare with {wanted}.")
-    for key in ("lora_alpha", "learning_rate"):
-        if len(values := {run["config"][key] for run in found}) > 1:
-            raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
+    if len(values := {run["config"]["learning_rate"] for run in found}) > 1:
+        raise ValueError(f"The runs with {wanted} have learning_rate {', '.join(map(str, sorted(values)))}: say which.")
     return sorted(found, key=lambda run: int(run["config"]["seed"]))
 
 
@@ -188,9 +195,14 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
     Args:
         spread: standard deviation of the paired differences.
         pairs: how many there are, two or more.
+
+    Raises:
+        ValueError: fewer than two pairs.
     """
     from scipy import optimize, stats
 
+    if pairs < 2:
+        raise ValueError(f"pairs is {pairs}, but two or more are expected: one pair has no spread.")
     critical = stats.f.ppf(1 - level, 1, pairs - 1)  # of t²
 
     def missing(shift: float) -> float:

@@ -11,12 +11,14 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from tqdm.auto import tqdm
 
 from dora_lesson.adapters import adapted_layers, add_adapters
 from dora_lesson.designs import Design, Setting
+from dora_lesson.environment import SetupError
 from dora_lesson.evidence import loss_to_rank
 from dora_lesson.models import load_base
-from dora_lesson.records import provenance, read_runs
+from dora_lesson.records import provenance, read_runs, versions
 from dora_lesson.task_api import Item, encode_chat, load_task_api
 from dora_lesson.training import Collator, finetune
 
@@ -101,13 +104,20 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
         jobs: runs at a time. They share the processor's cores; on one GPU leave it at 1.
 
     Raises:
-        ValueError: the folder holds a record that was made with another setting than the design has under its name, or
-            `jobs` is no whole number from 1 on.
+        ValueError: the folder holds a record that is no run of the design, or, where runs are missing, was made with
+            other versions; there are fewer chats than are held out; all rates of an arm diverged; or `jobs` is no whole
+            number from 1 on.
+        SetupError: a run was killed. Those that are done are kept.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, but the number of runs at a time is 1 or more.")
     folder = Path(folder)
+    _require_own_runs(folder, design)
     tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
+    for split in ["validation", "test"] if tuning else ["test"]:
+        there, wanted = len(load_task_api(split)), design.arms[0][0].held_out
+        if there < wanted:
+            raise ValueError(f"held_out is {wanted}, but the {split} split has {there} chats: ask for fewer.")
     total = len(tuning) + len(design.arms) * len(design.seeds)
     with tqdm(total=total, desc="runs", unit="run", smoothing=0) as bar:
         best: dict[Setting, float] = {}
@@ -121,6 +131,8 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
             for arm in arms:
                 tried = {rate: loss for (a, rate), loss in losses.items() if a == arm}
                 best[arm] = min(tried, key=lambda rate: tried[rate])
+                if tried[best[arm]] == math.inf:
+                    raise ValueError(f"All rates tried for {arm.method} at r = {arm.r} diverged: give it lower ones.")
                 if best[arm] in (min(tried), max(tried)):
                     tuning.append((arm, best[arm] * 2 if best[arm] == max(tried) else best[arm] / 2))
             total += len(tuning)
@@ -138,12 +150,12 @@ def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, ba
     """The records of these settings, in their order: those that are there, then the others as they are made."""
     there = read_runs(folder)
     todo = [setting for setting in settings if setting.name not in there]
-    for setting in settings:
-        if setting.name in there and (differing := _differing(there[setting.name]["config"], setting)):
-            raise ValueError(
-                f"{folder.name}/{setting.name}.json no longer matches: {differing}. Nothing is written "
-                "over: pass another --folder, or move the old records away."
-            )
+    older = next((name for name, record in there.items() if record["versions"] != versions()), None)
+    if todo and older:
+        raise ValueError(
+            f"{folder.name}/{older}.json was made with other versions ({there[older]['versions']}) than there are now, "
+            "and runs to compare should have the same: install those, or pass another --folder and make all again."
+        )
     bar.initial += len(settings) - len(todo)  # the time left is estimated from runs that are made, not those read
     bar.update(len(settings) - len(todo))
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,13 +175,29 @@ def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple
     if "forkserver" in kinds:
         context.set_forkserver_preload([__name__])  # the libraries are imported once, not once a run
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with context.Pool(jobs, initializer=torch.set_num_threads, initargs=(threads,), maxtasksperchild=1) as pool:
-        yield from pool.imap_unordered(partial(_quiet_run, command=command), settings)
+
+    def make(setting: Setting) -> tuple[Setting, dict[str, Any]]:
+        with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as process:
+            return setting, process.submit(_quiet_run, setting, command).result()
+
+    with ThreadPoolExecutor(jobs) as turns:  # a thread waits for each process
+        runs = {turns.submit(make, setting): setting for setting in settings}
+        try:
+            for run in as_completed(runs):
+                try:
+                    yield run.result()
+                except BrokenProcessPool:
+                    raise SetupError(
+                        f"The run {runs[run].name} was killed, most likely because memory ran out: pass fewer --jobs. "
+                        "The runs that were done are kept, and the same command goes on."
+                    ) from None
+        finally:
+            turns.shutdown(cancel_futures=True)
 
 
-def _quiet_run(setting: Setting, command: str) -> tuple[Setting, dict[str, Any]]:
+def _quiet_run(setting: Setting, command: str) -> dict[str, Any]:
     with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar would be one of several
-        return setting, one_run(setting, command)
+        return one_run(setting, command)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -180,13 +208,23 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     partial.rename(path)
 
 
-def _differing(config: dict[str, Any], setting: Setting) -> str:
-    """The first entry in which a record's config is not the setting's, in words, or nothing."""
-    wanted = _config(setting)
-    for key in wanted | config:
-        if config.get(key) != wanted.get(key):
-            return f"its {key} is {config.get(key)!r}, and {wanted.get(key)!r} is asked for"
-    return ""
+def _require_own_runs(folder: Path, design: Design) -> None:
+    """Refuse a folder that holds a record which the design does not make, and say in what they differ."""
+    for name, record in read_runs(folder).items():
+        found = record["config"]
+        own = {key: found.get(key) for key in ("learning_rate", "seed", "split")}  # of each run, not of the arm
+        arms = [_config(arm) | own for arm, _ in design.arms]
+        size = [arm for arm in arms if all(arm[key] == found.get(key) for key in ("method", "r", "lora_alpha"))]
+        if found in size:
+            continue
+        differing = "no arm has its method, rank and lora_alpha"
+        if size:
+            key = next(key for key in size[0] | found if found.get(key) != size[0].get(key))
+            differing = f"its {key} is {found.get(key)!r}, and {size[0].get(key)!r} is asked for"
+        raise ValueError(
+            f"{folder.name}/{name}.json is no run of this design: {differing}. Nothing is written over: pass another "
+            "--folder, or move the old records away."
+        )
 
 
 def _config(setting: Setting) -> dict[str, Any]:

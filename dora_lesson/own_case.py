@@ -34,7 +34,8 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
 
     Several seeds are compared in pairs, the first value of `a` with the first of `b` and so on. A single pair gets no
     interval: it cannot tell the method from the seed. What the choice of items alone explains is said for the accuracy,
-    a share of independent items: its binomial standard error is √(p (1 − p) / items).
+    a share of independent items: its binomial standard error is √(p (1 − p) / items). The two methods' are added as if
+    each had items of its own; answers to the same ones, compared item by item, have less.
 
     Args:
         a, b: "persona consistency" (0 to 10), "task accuracy" (0 to 1) and "minutes", each a list with a value a seed.
@@ -91,14 +92,16 @@ def _one_pair(names: tuple[str, str]) -> str:
 
 def _several(a: Sequence[float], b: Sequence[float], names: tuple[str, str]) -> str:
     gap = paired_difference(a, b)
+    spread = statistics.stdev(y - x for x, y in zip(a, b, strict=True))
+    if spread < 1e-12 and abs(gap.mean) < 1e-12:
+        return f"{gap}: the same."
+    if spread < 1e-12:
+        return f"{gap}: each pair differs by as much, which a coarse score can do by chance; more seeds have to tell."
     if gap.measurable:
         ahead = names[1] if gap.mean > 0 else names[0]
         few = "; few seeds, so run more before you rely on it" if gap.count < 5 else ""
         return f"{gap}: {ahead} is ahead by more than its seeds explain{few}."
-    spread = statistics.stdev(y - x for x, y in zip(a, b, strict=True))
-    if not spread:  # and a mean of zero, since any other would have been measurable
-        return f"{gap}: the same."
-    if not gap.mean:
+    if abs(gap.mean) < 1e-12:
         return f"{gap}: no difference shown; the pairs differ both ways and cancel."
     need = next((n for n in range(2, MOST_SEEDS + 1) if detectable(spread, n) <= abs(gap.mean)), None)
     more = f"about {need} seeds" if need else f"more than {MOST_SEEDS} seeds"
@@ -115,8 +118,8 @@ def _items_alone(means: tuple[float, float], items: int) -> str:
     distance = abs(items_explain(p, q, items))
     verdict = "the items alone could explain it" if distance < 2 else "more than the items alone explain"
     return (
-        f"items: with {items} of them the gap has a standard error of {error:.3f} from their choice; it is "
-        f"{distance:.1f} of these, {verdict}."
+        f"items: with {items} of them the gap has a standard error of {error:.3f} from their choice (less where both "
+        f"answered the same ones and are compared item by item); it is {distance:.1f} of these, {verdict}."
     )
 
 
@@ -191,7 +194,7 @@ to each of the other three methods should I expect, and what does serving it so 
 so.""",
         "Compare my training runs": f"""\
 I trained the same model for {task} twice or more, the same chats in the same order, and scored {items} held-out items.
-{_table(a, b, names)}
+{_table(_checked(a), _checked(b), names)}
 What I computed myself:
 {said}
 1. Which of my sentences would you not sign, and why?

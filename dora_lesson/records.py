@@ -36,9 +36,13 @@ def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
     """The records in a folder of runs, one a file, by the files' names.
 
     Raises:
-        ValueError: a file that is no record, or one that does not say how it was made.
+        ValueError: a file that is no record, one that does not say how it was made, or one that is no run's.
     """
-    return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+    found = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+    for name, record in found.items():
+        if missing := [key for key in ("config", "scores", "seconds") if key not in record]:
+            raise ValueError(f"The record {name!r} has no {missing[0]}, so it is no run: pass a folder of runs alone.")
+    return found
 
 
 def load_runs(name: str) -> list[dict[str, Any]]:

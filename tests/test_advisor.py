@@ -263,6 +263,14 @@ def test_the_model_may_be_a_name_of_the_hub_a_folder_or_a_configuration(tmp_path
     assert recommend(24, llama_config(BIG)).method == "DoRA"
 
 
+@pytest.mark.parametrize("config", [GPT2Config(), BertConfig()])
+def test_a_folder_of_another_model_is_refused(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config.save_pretrained("mine")  # without a slash
+    with pytest.raises(ValueError, match="but a Llama, or a model built like one"):
+        recommend(24, "mine")
+
+
 @pytest.mark.parametrize(("asked", "says"), [
     ({"priority": "speed"}, "priority is 'speed', but one of quality, time, memory"),
     ({"inference": "4bit"}, "inference is '4bit', but one of merged, unmerged, 4-bit"),

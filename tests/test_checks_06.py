@@ -222,6 +222,13 @@ def test_enough_wrong(wrong: Any, message: str, capsys: pytest.CaptureFixture[st
     assert message in printed
 
 
+def test_the_courses_own_ends_where_no_number_of_seeds_is_enough() -> None:
+    from dora_lesson.checks.lesson_06 import _enough
+
+    for difference in (0.0, -0.003, 1e-9):
+        assert _enough(0.01, difference, 1, 100) == 0
+
+
 # confounds
 
 

@@ -99,6 +99,15 @@ def test_several_checks_in_one_cell_have_each_its_own_verdict(source: str, print
     assert " ".join(found.values()) == verdicts
 
 
+def test_a_copy_of_a_check_that_did_not_run_takes_no_answer_away() -> None:
+    done = nbf.new_code_cell(
+        "checks.decompose(my_decompose)", outputs=[nbf.new_output("stream", name="stdout", text="correct: x\n")]
+    )
+    copied = nbf.new_code_cell("checks.decompose(my_decompose)")
+    assert collect.found(nbf.new_notebook(cells=[done, copied])) == {"decompose": "correct: x"}
+    assert collect.found(nbf.new_notebook(cells=[copied])) == {"decompose": ""}
+
+
 def test_the_command_prints_the_table_and_writes_it(
     submissions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

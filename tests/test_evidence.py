@@ -181,6 +181,23 @@ def test_what_differs_beside_the_seed_is_told() -> None:
     assert found.differs == {"method": ("lora", "dora"), "learning_rate": (1e-3, 2e-3)}
 
 
+def test_what_differs_in_any_pair_is_told() -> None:
+    longer = [*runs(A[:1], "dora", steps=24), *runs(A[1:], "dora", first_seed=1, steps=100)]
+    assert compare(runs(A, steps=24), longer).differs == {"method": ("lora", "dora"), "steps": (24, 100)}
+    newer = [run | {"versions": {"torch": "9"}} for run in runs(A)]
+    assert compare(runs(A), newer).differs == {"versions": (None, {"torch": "9"})}
+    assert compare(newer, newer).differs == {}
+
+
+def test_values_that_no_statistics_can_be_made_of_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="measure is 'acc', but one of loss is expected"):
+        compare(runs(A), runs(A, "dora"), "acc")
+    with pytest.raises(ValueError, match="but finite numbers are expected"):
+        paired_difference([0.1, 0.2], [math.nan, 1.0])
+    with pytest.raises(ValueError, match="pairs is 1, but two or more"):
+        detectable(1.0, 1)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_run_that_diverged_is_named_and_not_compared(loss: float) -> None:
     with pytest.raises(ValueError, match=rf"run of DoRA with seed 2 diverged \(its loss is {loss}\)"):
@@ -262,3 +279,11 @@ def test_an_arm_is_its_runs_at_the_rate_that_tuning_chose() -> None:
         arm([*at_one, *at_two], "lora", 8)
     with pytest.raises(ValueError, match="no runs to compare"):
         arm(records, "lora", 16)
+    # Another lora_alpha has a best rate of its own, which may not hide the question which of the two is meant.
+    wide = [
+        *runs([1.9], learning_rate=1e-3, split="validation", lora_alpha=64),
+        *runs(A, learning_rate=1e-3, split="test", lora_alpha=64),
+    ]
+    with pytest.raises(ValueError, match="have lora_alpha 16, 64: say which"):
+        arm([*records, *wide], "lora", 8)
+    assert arm([*records, *wide], "lora", 8, 64) == wide[1:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from tqdm import tqdm
 from dora_lesson import detectable, experiment, load_base, load_runs, load_task_api
 from dora_lesson.__main__ import main
 from dora_lesson.designs import DESIGN, Design, Setting, read_design
-from dora_lesson.environment import DATA
+from dora_lesson.environment import DATA, SetupError
 from dora_lesson.experiment import one_run, reply_losses
-from dora_lesson.records import PROVENANCE
+from dora_lesson.records import PROVENANCE, provenance
 from dora_lesson.task_api import encode_chat
 
 SMALL: dict[str, Any] = {
@@ -48,10 +50,9 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, best: dict[str, float], made: lis
         for one in reversed(settings):  # whatever the order in which they are done
             made.append(one.name)
             off = abs(math.log2(one.learning_rate / best[one.method]))
-            loss = math.nan if one.learning_rate > 0.05 else off
+            loss = math.nan if one.learning_rate > best.get("diverges above", 0.05) else off
             config = json.loads(json.dumps(dataclasses.asdict(one)))
-            said = {key: "x" for key in PROVENANCE}
-            yield one, {**said, "config": config, "scores": {"loss": loss}}
+            yield one, {**provenance(command, [one.seed]), "config": config, "scores": {"loss": loss}, "seconds": 1.0}
 
     monkeypatch.setattr(experiment, "_run_all", run_all)
 
@@ -172,6 +173,71 @@ def test_a_record_that_no_longer_matches_is_reported_and_kept(monkeypatch: pytes
     assert {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()} == before
 
 
+def test_a_folder_of_other_runs_is_refused_before_any_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of more seeds as well, whose files have names of their own; the course's folder takes no other design's."""
+    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
+    experiment.experiment(design(tmp_path), tmp_path / "runs")
+    count = len(made)
+    experiment.experiment(design(tmp_path, seeds=[0, 1, 5]), tmp_path / "runs")  # more seeds of the same design
+    assert len(made) == count + 2
+    with pytest.raises(ValueError, match="is no run of this design: its steps is 1, and 9 is asked for"):
+        experiment.experiment(design(tmp_path, seeds=[7, 8], steps=9), tmp_path / "runs")
+    arms = [SMALL["arms"][0] | {"ranks": [64]}]
+    with pytest.raises(ValueError, match="no arm has its method, rank and lora_alpha"):
+        experiment.experiment(design(tmp_path, arms=arms), tmp_path / "runs")
+    with pytest.raises(ValueError, match="is no run of this design"):
+        experiment.experiment(design(tmp_path, arms=arms), DATA / "records" / "sweep")
+    assert len(made) == count + 2
+
+
+def test_runs_of_two_versions_are_not_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
+    first = experiment.experiment(design(tmp_path), tmp_path / "runs")
+    monkeypatch.setattr(experiment, "versions", lambda: {"torch": "9"})
+    assert experiment.experiment(design(tmp_path), tmp_path / "runs") == first  # a whole folder may be read
+    (tmp_path / "runs" / f"{made[-1]}.json").unlink()
+    with pytest.raises(ValueError, match="was made with other versions"):
+        experiment.experiment(design(tmp_path), tmp_path / "runs")
+
+
+def test_an_arm_that_diverged_at_every_rate_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3, "diverges above": 0.0}, made := [])
+    with pytest.raises(ValueError, match="All rates tried for lora at r = 2 diverged"):
+        experiment.experiment(design(tmp_path), tmp_path / "runs")
+    assert not any("test" in name for name in made)
+
+
+def test_no_more_chats_are_held_out_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, [])
+    with pytest.raises(ValueError, match="held_out is 102, but the validation split has 101 chats"):
+        experiment.experiment(design(tmp_path, held_out=102), tmp_path / "runs")
+    arms = [SMALL["arms"][0] | {"rates": [1e-3]}]  # nothing to tune
+    experiment.experiment(design(tmp_path, held_out=102, arms=arms), tmp_path / "runs")
+    with pytest.raises(ValueError, match="the test split has 204 chats"):
+        experiment.experiment(design(tmp_path, held_out=205, arms=arms), tmp_path / "other")
+
+
+def test_a_record_of_something_else_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "--plan", "--folder", str(DATA / "records")]) == 1
+    assert "so it is no run: pass a folder of runs alone" in capsys.readouterr().err
+
+
+def killed(one: Setting, command: str) -> dict[str, Any]:
+    if one.seed:
+        os.kill(os.getpid(), signal.SIGKILL)  # as a system does that runs out of memory
+    return {**provenance(command, [0]), "config": dataclasses.asdict(one), "scores": {"loss": 1.0}, "seconds": 1.0}
+
+
+def test_a_run_that_was_killed_is_named_and_the_others_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "_quiet_run", killed)
+    arms = [{"methods": ["dora"], "ranks": [2], "alpha_over_r": 2, "rates": [1e-3]}]
+    with pytest.raises(SetupError, match=r"The run dora-r2-.*-seed1 was killed, most likely because memory ran out"):
+        experiment.experiment(design(tmp_path, arms=arms), tmp_path / "runs")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dora-r2-alpha4-rate0.001-test-seed0.json"]
+
+
 def test_a_record_that_came_meanwhile_is_not_written_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, [])
     inner = experiment._run_all
@@ -191,13 +257,17 @@ def test_the_command_plans_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["experiment", "--plan", "--folder", str(tmp_path / "none")]) == 0
     assert "smallest that this design detects" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
-    assert main(["experiment", "--design", str(tmp_path / "none.yaml")]) == 1
+    assert main(["experiment", "--design", str(tmp_path / "none.yaml"), "--folder", str(tmp_path / "none")]) == 1
     assert "There is no design" in capsys.readouterr().err
     assert main(["experiment", "--jobs", "0", "--folder", str(tmp_path / "none")]) == 1
     assert "jobs is 0" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main(["experiment", "--folder", str(tmp_path / "file" / "inside")]) == 1
     assert "file/inside: Not a directory" in capsys.readouterr().err
+    (tmp_path / "design.yaml").write_text(DESIGN.read_text())
+    for own in (["--design", str(tmp_path / "design.yaml")], ["--base", "some/llama"]):
+        assert main(["experiment", "--plan", *own]) == 1
+        assert "Pass --folder, a place for these runs" in capsys.readouterr().err
     assert main(["experiment", "--plan"]) == 0
     assert "holds 148 runs; the median one trained for" in capsys.readouterr().out
 

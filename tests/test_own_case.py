@@ -55,6 +55,19 @@ def test_several_seeds_get_the_paired_interval_and_a_verdict() -> None:
     assert "no difference shown" in interpret(up, down, items=204)[0] and "same" not in interpret(up, down, items=9)[0]
 
 
+def test_pairs_that_all_differ_by_as_much_are_no_proof() -> None:
+    """A score of a hundred items has a hundred values: two equal gaps are a matter of chance."""
+    a, b = case([7, 8], [0.40, 0.42], [10, 10]), case([7, 8], [0.41, 0.43], [12, 12])
+    line = next(line for line in interpret(a, b, items=100) if line.startswith("task accuracy"))
+    assert "each pair differs by as much" in line and "ahead" not in line
+    up, down = case([7, 7], [0.1, 0.5], [10, 10]), case([7, 7], [0.3, 0.3], [10, 10])  # a mean of -1e-17
+    assert "cancel" in " ".join(interpret(up, down, items=100))
+
+
+def test_the_error_of_the_items_says_that_it_is_that_of_unpaired_answers() -> None:
+    assert "less where both answered the same ones" in " ".join(interpret(*ONE, items=100))
+
+
 def test_the_seeds_it_asks_for_find_a_difference_four_times_in_five() -> None:
     a = case([7.0, 7.0, 7.0], [0.4] * 3, [10] * 3)
     b = case([7.1, 7.5, 6.9], [0.4] * 3, [10] * 3)
@@ -119,5 +132,8 @@ def test_the_three_prompts_carry_the_readers_numbers() -> None:
     ):
         assert part in configure
     assert "| task accuracy | 0.40 | 0.44 |" in compare and "204 held-out" in compare and "no interval" in compare
+    typed = {name: [str(value) for value in values] for name, values in ONE[0].items()}
+    told: dict[str, Any] = {"items": 204, "task": "a polite librarian", "chats": 333}
+    assert prompts(typed, ONE[1], recommend(12, "llama-3.1-8b"), **told) == found  # type: ignore[arg-type]
     nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
     assert "none: nothing fits" in nothing["Configure for my case"]

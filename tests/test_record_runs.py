@@ -91,6 +91,29 @@ def test_a_run_that_does_not_say_how_it_was_made_is_refused_before_any_is_made(
     assert not trained and len([*tmp_path.iterdir()]) == 1
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--seeds", "1"], r"short\.json is there already, made by .*--seeds 3 .*: pass another --name"),
+        (["--items", "205"], "--items from 1 to 204"),
+        (["--jobs", "0"], "--jobs and --seeds from 1 on"),
+    ],
+)
+def test_what_would_write_over_a_record_or_cannot_be_run_is_refused_before_any_is_made(
+    changed: list[str], says: str, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (record_runs.RECORDS / "short.json").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["record_runs", "--folder", str(tmp_path), *changed])
+    with pytest.raises(SystemExit, match=says):
+        record_runs.main()
+    assert not trained and (record_runs.RECORDS / "short.json").read_bytes() == before
+
+
+def test_the_number_of_jobs_makes_no_other_record() -> None:
+    one, two = (f"{record_runs.COMMAND} --items 68 --jobs {jobs} --name short" for jobs in (1, 2))
+    assert record_runs._but_jobs(one) == record_runs._but_jobs(two)
+
+
 def test_a_record_says_of_each_run_how_it_was_made(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

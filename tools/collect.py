@@ -40,7 +40,8 @@ def found(notebook: Any) -> dict[str, str]:
         if names:
             printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
             said = [line for line in printed if line.split(":")[0] in VERDICTS][-len(names) :]
-            lines |= dict(itertools.zip_longest(names, said, fillvalue=""))  # a cell that raised says no more
+            for name, line in itertools.zip_longest(names, said, fillvalue=""):  # a cell that raised says no more
+                lines[name] = line or lines.get(name, "")  # and a copy of a check that did not run, nothing
     return lines
 
 
@@ -92,9 +93,9 @@ def main() -> None:
     parser.add_argument("csv", type=Path)
     arguments = parser.parse_args()
     table, wrong = collect(arguments.folder)
-    table.to_csv(arguments.csv, index=False)
     print(table.to_string(index=False))
     print("\n".join(f"{count} x {said}" for said, count in wrong.most_common()))
+    table.to_csv(arguments.csv, index=False)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -184,15 +185,21 @@ def main() -> None:
     parser.add_argument("--name", default="short", help="of the record")
     parser.add_argument("--folder", type=Path, default=RECORDS / "runs", help="where single runs are kept")
     chosen = parser.parse_args()
+    if not 1 <= chosen.items <= (most := len(load_task_api("test"))) or min(chosen.jobs, chosen.seeds) < 1:
+        raise SystemExit(f"--items from 1 to {most}, and --jobs and --seeds from 1 on, are expected.")
     settings = grid(chosen.methods, chosen.seeds, chosen.steps, chosen.batch_size)
-    try:
-        for setting in settings:  # before hours are spent beside a run that does not belong to them
-            kept(setting, chosen.items, chosen.folder)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
     methods = "" if chosen.methods == parser.get_default("methods") else f" --methods {' '.join(chosen.methods)}"
     command = f"{COMMAND}{methods} --seeds {chosen.seeds} --steps {chosen.steps} --batch-size {chosen.batch_size}"
     command += f" --items {chosen.items} --jobs {chosen.jobs} --name {chosen.name}"
+    record = RECORDS / f"{chosen.name}.json"
+    try:  # before hours are spent beside a run that does not belong to them, or for a record of other runs
+        for setting in settings:
+            kept(setting, chosen.items, chosen.folder)
+        there = read_record(record)["command"] if record.is_file() else command
+        if _but_jobs(there) != _but_jobs(command):
+            raise ValueError(f"{record.name} is there already, made by {there}: pass another --name.")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     threads = max(1, (os.cpu_count() or 1) // chosen.jobs)
     make = partial(one_run, items=chosen.items, folder=chosen.folder, command=command)
     fresh = multiprocessing.get_context("spawn")
@@ -200,7 +207,11 @@ def main() -> None:
         runs = list(tqdm(pool.map(make, settings), total=len(settings), desc="runs"))
     RECORDS.mkdir(parents=True, exist_ok=True)
     text = as_text(command, list(range(chosen.seeds)), config(chosen.items), runs)
-    (RECORDS / f"{chosen.name}.json").write_text(text, encoding="utf-8")
+    record.write_text(text, encoding="utf-8")
+
+
+def _but_jobs(command: str) -> str:
+    return re.sub(r" --jobs \d+", "", command)
 
 
 def as_text(command: str, seeds: list[int], common: dict[str, Any], runs: list[dict[str, Any]]) -> str:

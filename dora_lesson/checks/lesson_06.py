@@ -58,9 +58,11 @@ def _noise(a: Sequence[float], b: Sequence[float]) -> str:
 
 def _enough(spread: float, difference: float, minutes: float, budget: float) -> int:
     seeds = 2
-    while detectable(spread, seeds) > difference:
+    while 2 * seeds * minutes <= budget:
+        if detectable(spread, seeds) <= difference:
+            return seeds
         seeds += 1
-    return seeds if 2 * seeds * minutes <= budget else 0
+    return 0
 
 
 def _confounds(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
