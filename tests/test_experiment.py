@@ -233,7 +233,7 @@ def test_a_run_that_was_killed_is_named_and_the_others_are_kept(
 ) -> None:
     monkeypatch.setattr(experiment, "_quiet_run", killed)
     arms = [{"methods": ["dora"], "ranks": [2], "alpha_over_r": 2, "rates": [1e-3]}]
-    with pytest.raises(SetupError, match=r"The run dora-r2-.*-seed1 was killed, most likely because memory ran out"):
+    with pytest.raises(SetupError, match=r"The run dora-r2-.*-seed1 was killed, most likely for want of memory"):
         experiment.experiment(design(tmp_path, arms=arms), tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dora-r2-alpha4-rate0.001-test-seed0.json"]
 
