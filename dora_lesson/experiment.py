@@ -188,8 +188,8 @@ def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple
                     yield run.result()
                 except BrokenProcessPool:
                     raise SetupError(
-                        f"The run {runs[run].name} was killed, most likely for want of memory: pass fewer --jobs or a smaller base. "
-                        "The runs that were done are kept, and the same command goes on."
+                        f"The run {runs[run].name} was killed, most likely for want of memory: pass fewer --jobs, or "
+                        "a smaller base. The runs that were done are kept, and the same command goes on."
                     ) from None
         finally:
             turns.shutdown(cancel_futures=True)

@@ -86,11 +86,9 @@ def _sweep() -> list[Line]:
             setting = f"r = {r}" if alpha == 2 * r else f"r = {r} with lora_alpha = {alpha:g} at one rate"
             said.append(f"{setting}: {_interval(one)}")
             if two := one.differs.get("learning_rate"):
-                same = compare(arm(runs, a, r, alpha, learning_rate=two[1]), arm(runs, b, r, alpha))
-                said[-1] += (
-                    f" (tuning gave the rates {two[0]:g} and {two[1]:g}; at {two[1]:g} for both it is "
-                    f"{_interval(same)})"
-                )
+                alike = [(q, compare(arm(runs, a, r, alpha, q), arm(runs, b, r, alpha, q))) for q in two]
+                each = ", ".join(f"at {q:g} for both {_interval(same)}" for q, same in alike)
+                said[-1] += f" (tuning gave the rates {two[0]:g} and {two[1]:g}; {each})"
         first = next(iter(found.values()))
         text = (
             f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "

@@ -60,7 +60,8 @@ def test_the_sweeps_lines_hold_every_setting_that_both_methods_ran_at() -> None:
         ranks = {run["config"]["r"] for run in runs if run["config"]["method"] in methods}
         assert {int(r) for r in re.findall(r"r = (\d+)", text)} == ranks
     assert "r = 4: -0.0034 (-0.0046 to -0.0027)" in reasons.line("sweep").text
-    assert "at 0.004 for both it is -0.0063 (-0.0106 to -0.0025)" in reasons.line("sweep").text
+    assert "at 0.004 for both -0.0063 (-0.0106 to -0.0025)" in reasons.line("sweep").text
+    assert "at 0.008 for both -0.0077 (-0.0181 to +0.0014)" in reasons.line("sweep").text
     packed = reasons.line("sweep, 4 bits")
     for setting in (
         "r = 8: -0.0016",

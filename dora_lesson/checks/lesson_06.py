@@ -20,6 +20,7 @@ ALSO = {
     "training speed": {"depends"},
     "inference cost": {"overstated"},
     "memory table": {"overstated"},
+    "quality shares": {"wrong"},
     "the snippet": {"wrong"},
     "beats full": {"depends", "overstated"},
     "the call": {"wrong"},
