@@ -67,6 +67,7 @@ def test_the_capstone_of_lesson_07_runs_once_it_is_filled_in() -> None:
         ("items", "[persona_item()]", "[{**item} for item in load_task_api('train')][:40]"),
         ("capstone-run", "steps=60", "steps=1"),
         ("capstone-compare", "SEEDS = []", "SEEDS = [0, 1]"),
+        ("capstone-compare", "[1e-3, 2e-3, 4e-3], [100, 101, 102]", "[1e-3, 2e-3], [100]"),
     ]:
         assert before in cells[name].source
         cells[name].source = cells[name].source.replace(before, filled)
