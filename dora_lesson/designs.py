@@ -16,7 +16,7 @@ METHODS = ("lora", "dora", "full", "qlora", "qdora")
 DESIGN = Path(__file__).parent / "configs" / "sweep.yaml"
 DTYPES = ("float32", "bfloat16", "float16")
 _SIZE = ("ranks", "alpha_over_r", "lora_dropout", "A_spread")  # of adapters; full fine-tuning has none
-_LATER: dict[str, Any] = {"learning_rate": 0.0, "seed": 0, "split": ""}  # what the runs of an arm get one by one
+PER_RUN: dict[str, Any] = {"learning_rate": 0.0, "seed": 0, "split": ""}  # what the runs of an arm get one by one
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _arms_of(line: Any, common: dict[str, Any]) -> list[tuple[Setting, list[floa
     if "full" in methods:
         alone = methods == ["full"] and not set(line) & set(_SIZE)
         _require(alone, "full fine-tuning has no adapter: give it a line of its own, with methods and rates alone")
-        setting = Setting(method="full", r=0, lora_alpha=0.0, lora_dropout=0.0, A_spread=0.0, **_LATER, **common)
+        setting = Setting(method="full", r=0, lora_alpha=0.0, lora_dropout=0.0, A_spread=0.0, **PER_RUN, **common)
         return [(setting, rates)]
     size = {"lora_dropout": 0.0, "A_spread": 0.0} | {key: line[key] for key in line if key in _SIZE}
     ranks, ratio = size.pop("ranks", None), size.pop("alpha_over_r", None)
@@ -157,7 +157,7 @@ def _arms_of(line: Any, common: dict[str, Any]) -> list[tuple[Setting, list[floa
     _require(_number(dropout, least=0) and dropout < 1, f"lora_dropout is {dropout!r}, but 0 or more, and less than 1")
     _require(_number(wide, least=0), f"A_spread is {wide!r}, but a number from 0 is expected")
     return [
-        (Setting(method=method, r=r, lora_alpha=r * ratio, **size, **_LATER, **common), rates)
+        (Setting(method=method, r=r, lora_alpha=r * ratio, **size, **PER_RUN, **common), rates)
         for r, method in itertools.product(ranks, methods)
     ]
 

@@ -142,8 +142,8 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
     differs: dict[str, tuple[Any, Any]] = {}
     for x, y in pairs:
         one, other = ({**run["config"], **{key: run.get(key) for key in ("hardware", "versions")}} for run in (x, y))
-        for key in (one | other).keys() - {"seed"} - differs.keys():
-            if one.get(key) != other.get(key):
+        for key in one | other:
+            if key != "seed" and key not in differs and one.get(key) != other.get(key):
                 differs[key] = one.get(key), other.get(key)
     return Comparison(
         measure, _names(a[0]["config"], b[0]["config"]), statistics.fmean(differences), float(low), float(high), count,
@@ -169,8 +169,7 @@ def arm(
     wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     found = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
-    if len(values := {run["config"]["lora_alpha"] for run in found}) > 1:  # tuning of one says nothing of the other
-        raise ValueError(f"The runs with {wanted} have lora_alpha {', '.join(map(str, sorted(values)))}: say which.")
+    _require_one("lora_alpha", found, wanted)  # tuning of one says nothing of the other
     tuning = [run for run in found if run["config"]["split"] == "validation"]
     found = [run for run in found if run["config"]["split"] == "test"]
     if tuning and learning_rate is None:
@@ -178,9 +177,13 @@ def arm(
         found = [run for run in found if run["config"]["learning_rate"] == best]
     if not found:
         raise ValueError(f"There are no runs to compare with {wanted}.")
-    if len(values := {run["config"]["learning_rate"] for run in found}) > 1:
-        raise ValueError(f"The runs with {wanted} have learning_rate {', '.join(map(str, sorted(values)))}: say which.")
+    _require_one("learning_rate", found, wanted)
     return sorted(found, key=lambda run: int(run["config"]["seed"]))
+
+
+def _require_one(key: str, runs: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> None:
+    if len(values := {run["config"][key] for run in runs}) > 1:
+        raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
 
 
 def loss_to_rank(record: dict[str, Any]) -> float:

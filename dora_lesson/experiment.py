@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from dora_lesson.adapters import adapted_layers, add_adapters
-from dora_lesson.designs import Design, Setting
+from dora_lesson.designs import PER_RUN, Design, Setting
 from dora_lesson.environment import SetupError
 from dora_lesson.evidence import loss_to_rank
 from dora_lesson.models import load_base
@@ -212,7 +212,7 @@ def _require_own_runs(folder: Path, design: Design) -> None:
     """Refuse a folder that holds a record which the design does not make, and say in what they differ."""
     for name, record in read_runs(folder).items():
         found = record["config"]
-        own = {key: found.get(key) for key in ("learning_rate", "seed", "split")}  # of each run, not of the arm
+        own = {key: found.get(key) for key in PER_RUN}
         arms = [_config(arm) | own for arm, _ in design.arms]
         size = [arm for arm in arms if all(arm[key] == found.get(key) for key in ("method", "r", "lora_alpha"))]
         if found in size:
