@@ -29,7 +29,7 @@ badges: setup  ## restamp badges, set-up cells and links after a fork
 	$(BIN)/python -m tools.notebooks stamp
 
 bench: setup  ## time the DoRA layer against PEFT's layers
-	$(BIN)/python -m tools.bench
+	$(BIN)/python -m dora_lesson.experiments.bench
 
 lock:  ## renew constraints.txt from pyproject.toml
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q uv

@@ -10,78 +10,79 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dora_lesson.adapter_files import load_adapters as load_adapters
-    from dora_lesson.adapter_files import save_adapters as save_adapters
-    from dora_lesson.adapters import adapter_report as adapter_report
-    from dora_lesson.adapters import add_adapters as add_adapters
-    from dora_lesson.adapters import merge_adapters as merge_adapters
-    from dora_lesson.adapters import remove_adapters as remove_adapters
-    from dora_lesson.advisor import recommend as recommend
-    from dora_lesson.embedded import prepare as prepare
+    from dora_lesson.adapters.geometry import decompose as decompose
+    from dora_lesson.adapters.geometry import direction_change as direction_change
+    from dora_lesson.adapters.geometry import magnitude_change as magnitude_change
+    from dora_lesson.adapters.geometry import recompose as recompose
+    from dora_lesson.adapters.inject import adapter_report as adapter_report
+    from dora_lesson.adapters.inject import add_adapters as add_adapters
+    from dora_lesson.adapters.inject import merge_adapters as merge_adapters
+    from dora_lesson.adapters.inject import remove_adapters as remove_adapters
+    from dora_lesson.adapters.layers import DoRALinear as DoRALinear
+    from dora_lesson.adapters.layers import LoRALinear as LoRALinear
+    from dora_lesson.adapters.peft_format import load_adapters as load_adapters
+    from dora_lesson.adapters.peft_format import save_adapters as save_adapters
+    from dora_lesson.advisor.findings import evidence_lines as evidence_lines
+    from dora_lesson.advisor.interpret import interpret as interpret
+    from dora_lesson.advisor.recommend import recommend as recommend
+    from dora_lesson.advisor.skill import write_skill as write_skill
+    from dora_lesson.checks.final import final_check as final_check
     from dora_lesson.environment import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
-    from dora_lesson.evidence import arm as arm
-    from dora_lesson.evidence import compare as compare
-    from dora_lesson.evidence import detectable as detectable
-    from dora_lesson.evidence import paired_difference as paired_difference
-    from dora_lesson.evidence import time_in_turns as time_in_turns
-    from dora_lesson.final import final_check as final_check
-    from dora_lesson.geometry import decompose as decompose
-    from dora_lesson.geometry import direction_change as direction_change
-    from dora_lesson.geometry import magnitude_change as magnitude_change
-    from dora_lesson.geometry import recompose as recompose
-    from dora_lesson.layers import DoRALinear as DoRALinear
-    from dora_lesson.layers import LoRALinear as LoRALinear
-    from dora_lesson.memory import adapter_parameters as adapter_parameters
-    from dora_lesson.memory import estimate as estimate
-    from dora_lesson.memory import trainable_count as trainable_count
-    from dora_lesson.models import load_base as load_base
-    from dora_lesson.own_case import interpret as interpret
-    from dora_lesson.planning import plan_base as plan_base
-    from dora_lesson.probes import held_bytes as held_bytes
-    from dora_lesson.probes import largest_temporary as largest_temporary
-    from dora_lesson.probes import measure as measure
-    from dora_lesson.probes import saved_bytes as saved_bytes
-    from dora_lesson.published import load_published as load_published
-    from dora_lesson.reasons import evidence_lines as evidence_lines
-    from dora_lesson.records import load_record as load_record
-    from dora_lesson.records import load_runs as load_runs
-    from dora_lesson.scoring import score as score
-    from dora_lesson.shapes import llama_config as llama_config
-    from dora_lesson.skill import write_skill as write_skill
-    from dora_lesson.task_api import answer as answer
-    from dora_lesson.task_api import load_task_api as load_task_api
-    from dora_lesson.training import finetune as finetune
+    from dora_lesson.evidence.published import load_published as load_published
+    from dora_lesson.evidence.records import load_record as load_record
+    from dora_lesson.evidence.records import load_runs as load_runs
+    from dora_lesson.evidence.stats import arm as arm
+    from dora_lesson.evidence.stats import compare as compare
+    from dora_lesson.evidence.stats import detectable as detectable
+    from dora_lesson.evidence.stats import paired_difference as paired_difference
+    from dora_lesson.evidence.stats import time_in_turns as time_in_turns
+    from dora_lesson.memory.estimate import adapter_parameters as adapter_parameters
+    from dora_lesson.memory.estimate import estimate as estimate
+    from dora_lesson.memory.estimate import trainable_count as trainable_count
+    from dora_lesson.memory.plan import plan_base as plan_base
+    from dora_lesson.memory.tracking import held_bytes as held_bytes
+    from dora_lesson.memory.tracking import largest_temporary as largest_temporary
+    from dora_lesson.memory.tracking import measure as measure
+    from dora_lesson.memory.tracking import saved_bytes as saved_bytes
+    from dora_lesson.models.bundled import prepare as prepare
+    from dora_lesson.models.load import load_base as load_base
+    from dora_lesson.models.shapes import llama_config as llama_config
+    from dora_lesson.task_api.dataset import answer as answer
+    from dora_lesson.task_api.dataset import load_task_api as load_task_api
+    from dora_lesson.task_api.scoring import score as score
+    from dora_lesson.training.finetune import finetune as finetune
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
-    "layers": ["LoRALinear", "DoRALinear"],
-    "adapters": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
-    "adapter_files": ["save_adapters", "load_adapters"],
-    "advisor": ["recommend"],
-    "reasons": ["evidence_lines"],
-    "own_case": ["interpret"],
-    "skill": ["write_skill"],
-    "final": ["final_check"],
-    "memory": ["adapter_parameters", "estimate", "trainable_count"],
-    "probes": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
-    "embedded": ["prepare"],
-    "models": ["load_base"],
-    "shapes": ["llama_config"],
-    "planning": ["plan_base"],
-    "task_api": ["load_task_api", "answer"],
-    "scoring": ["score"],
-    "training": ["finetune"],
-    "records": ["load_record", "load_runs"],
-    "evidence": ["arm", "compare", "detectable", "paired_difference", "time_in_turns"],
-    "published": ["load_published"],
+    "adapters.geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
+    "adapters.layers": ["LoRALinear", "DoRALinear"],
+    "adapters.inject": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
+    "adapters.peft_format": ["save_adapters", "load_adapters"],
+    "advisor.recommend": ["recommend"],
+    "advisor.findings": ["evidence_lines"],
+    "advisor.interpret": ["interpret"],
+    "advisor.skill": ["write_skill"],
+    "checks.final": ["final_check"],
+    "memory.estimate": ["adapter_parameters", "estimate", "trainable_count"],
+    "memory.plan": ["plan_base"],
+    "memory.tracking": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
+    "models.bundled": ["prepare"],
+    "models.load": ["load_base"],
+    "models.shapes": ["llama_config"],
+    "task_api.dataset": ["load_task_api", "answer"],
+    "task_api.scoring": ["score"],
+    "training.finetune": ["finetune"],
+    "evidence.records": ["load_record", "load_runs"],
+    "evidence.stats": ["arm", "compare", "detectable", "paired_difference", "time_in_turns"],
+    "evidence.published": ["load_published"],
     "environment": ["SetupError", "doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {*_HOME, "checks", "plots", "widgets"}
+# Modules that a lesson imports as a whole: `from dora_lesson import plots`.
+_MODULES = {"checks": "checks", "geometry": "adapters.geometry", "plots": "lesson.plots", "widgets": "lesson.widgets"}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])
 
@@ -90,7 +91,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"dora_lesson.{_MODULE_OF[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"dora_lesson.{name}")
+        return importlib.import_module(f"dora_lesson.{_MODULES[name]}")
     raise AttributeError(f"module 'dora_lesson' has no attribute {name!r}")
 
 

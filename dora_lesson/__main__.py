@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = commands.add_parser(
         "experiment", help="paired runs: method, rank, learning rate, seed; goes on where it was"
     )
-    runs.add_argument("--design", type=Path, help="a YAML file such as dora_lesson/configs/sweep.yaml, the default")
+    runs.add_argument("--design", type=Path, help="a YAML file such as dora_lesson/experiments/sweep.yaml, the default")
     runs.add_argument("--base", help="a Llama of the hub, or a folder, in place of the design's")
     runs.add_argument("--folder", type=Path, help=f"one JSON record a run; {SWEEP} for the course's own design")
     runs.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             report = doctor()
             print(report)
             return 0 if report.ok else 1
-        from dora_lesson.embedded import embedded_status, prepare
+        from dora_lesson.models.bundled import embedded_status, prepare
 
         prepare()
         print(embedded_status()[1])
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _experiment(chosen: argparse.Namespace) -> int:
-    from dora_lesson.designs import read_design
-    from dora_lesson.experiment import experiment
-    from dora_lesson.records import read_runs
+    from dora_lesson.evidence.records import read_runs
+    from dora_lesson.experiments.design import read_design
+    from dora_lesson.experiments.run import experiment
 
     design = read_design(chosen.design, chosen.base)
     if not chosen.folder and (chosen.design or chosen.base):
@@ -85,8 +85,8 @@ def _experiment(chosen: argparse.Namespace) -> int:
 
 
 def _measure(chosen: argparse.Namespace) -> int:
-    from dora_lesson.records import provenance
-    from dora_lesson.shapes import measure_shape
+    from dora_lesson.evidence.records import provenance
+    from dora_lesson.models.shapes import measure_shape
 
     if chosen.record and chosen.record.exists():
         raise ValueError(f"{chosen.record} is there already, and nothing is written over: pass another --record.")

@@ -75,7 +75,7 @@ def doctor() -> Report:
     if "torch" not in missing:
         _device_rows(report, four_bit=not {"bitsandbytes", "transformers"} & set(missing))
     if not {"torch", "transformers", "gguf"} & set(missing):
-        from dora_lesson.embedded import embedded_status
+        from dora_lesson.models.bundled import embedded_status
 
         present, sentence = embedded_status()
         report.add("embedded model", *((sentence, "") if present else ("not usable", sentence)))
@@ -92,7 +92,7 @@ def _python_row(report: Report) -> None:
 def _device_rows(report: Report, four_bit: bool) -> None:
     import psutil
 
-    from dora_lesson.models import default_device, default_dtype, has_bfloat16
+    from dora_lesson.models.load import default_device, default_dtype, has_bfloat16
 
     device = default_device()
     if device.type == "cuda":
@@ -142,7 +142,7 @@ def start_lesson() -> None:
             "Choose Runtime > Restart session (Colab) or Kernel > Restart, then run this cell again."
         )
         return
-    from dora_lesson import plots
+    from dora_lesson.lesson import plots
 
     plots.use_style()
     print("Ready.")

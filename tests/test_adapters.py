@@ -10,8 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from dora_lesson.adapter_files import CONFIG, WEIGHTS, load_adapters, save_adapters
-from dora_lesson.adapters import (
+from dora_lesson.adapters.inject import (
     adapted_layers,
     adapter_report,
     add_adapters,
@@ -20,7 +19,8 @@ from dora_lesson.adapters import (
     merge_adapters,
     remove_adapters,
 )
-from dora_lesson.memory import adapter_parameters, trainable_count
+from dora_lesson.adapters.peft_format import CONFIG, WEIGHTS, load_adapters, save_adapters
+from dora_lesson.memory.estimate import adapter_parameters, trainable_count
 
 SOME = ["q_proj", "v_proj", "up_proj"]
 TOKENS = torch.arange(24).view(2, 12)
@@ -247,7 +247,7 @@ def test_a_second_save_replaces_the_first(tmp_path):
 
 @pytest.mark.parametrize("moment", ["while writing", "between the moves"])
 def test_a_killed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch, moment):
-    import dora_lesson.adapter_files as files
+    import dora_lesson.adapters.peft_format as files
 
     path, model = saved(tmp_path)
     expected = logits(model)

@@ -14,12 +14,12 @@ import torch
 from transformers import BertConfig, GPT2Config
 
 from dora_lesson import adapter_report, estimate
-from dora_lesson.advisor import recommend
-from dora_lesson.constraints import INFERENCE, PACKED, PRIORITIES, STACKS
-from dora_lesson.evidence import NAMES
-from dora_lesson.fitting import usable_bytes
-from dora_lesson.run_config import METHODS
-from dora_lesson.shapes import llama_config
+from dora_lesson.advisor.memory_fit import usable_bytes
+from dora_lesson.advisor.recommend import recommend
+from dora_lesson.advisor.request import INFERENCE, PACKED, PRIORITIES, STACKS
+from dora_lesson.evidence.stats import NAMES
+from dora_lesson.models.shapes import llama_config
+from dora_lesson.multi_gpu.config import METHODS
 from tests.test_adapters import small_llama
 
 BIG = "llama-3.1-8b"

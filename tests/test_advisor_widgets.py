@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from dora_lesson import recommend, widgets
-from dora_lesson.evidence import NAMES
-from dora_lesson.quiz import QUESTIONS
-from dora_lesson.run_config import METHODS
-from dora_lesson.tree_figure import LEAVES, SMALLER, decision_tree, way
-from dora_lesson.tree_figure import QUESTIONS as ASKED
+from dora_lesson.advisor.tree import LEAVES, SMALLER, decision_tree, way
+from dora_lesson.advisor.tree import QUESTIONS as ASKED
+from dora_lesson.checks.quiz import QUESTIONS
+from dora_lesson.evidence.stats import NAMES
+from dora_lesson.multi_gpu.config import METHODS
 
 
 def test_the_tree_has_a_leaf_for_every_answer() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dora_lesson import checks
-from dora_lesson.checks.core import Wrong, call, expect_number, is_whole, plain
+from dora_lesson.checks.runner import Wrong, call, expect_number, is_whole, plain
 
 
 @pytest.mark.parametrize("name", checks.__all__)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dora_lesson import checks, geometry
+from dora_lesson import checks
+from dora_lesson.adapters import geometry
 
 Attempt = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dora_lesson.designs import Design, read_design
+from dora_lesson.experiments.design import Design, read_design
 
 ARM: dict[str, Any] = {"methods": ["lora", "dora"], "ranks": [2], "alpha_over_r": 2, "rates": [1e-3, 2e-3]}
 ONE: dict[str, Any] = ARM | {"methods": ["lora"], "rates": [1e-3]}

@@ -112,14 +112,14 @@ def test_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     def refuse() -> None:
         raise SetupError("The disk is full: free some.")
 
-    monkeypatch.setattr("dora_lesson.embedded.prepare", refuse)
+    monkeypatch.setattr("dora_lesson.models.bundled.prepare", refuse)
     assert main(["prepare"]) == 1
     assert capsys.readouterr().err == "The disk is full: free some.\n"
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dora_lesson.embedded.prepare", interrupt)
+    monkeypatch.setattr("dora_lesson.models.bundled.prepare", interrupt)
     assert main(["prepare"]) == 130
     assert capsys.readouterr().err.startswith("Stopped.")
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dora_lesson import arm, compare, detectable, load_record, load_runs, paired_difference, records
-from dora_lesson.scoring import score
-from dora_lesson.task_api import load_task_api
+from dora_lesson import arm, compare, detectable, load_record, load_runs, paired_difference
+from dora_lesson.evidence import records
+from dora_lesson.task_api.dataset import load_task_api
+from dora_lesson.task_api.scoring import score
 
 RECORDS = sorted(path.stem for path in (records.DATA / "records").glob("*.json"))
 

@@ -16,13 +16,14 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dora_lesson import detectable, experiment, load_base, load_runs, load_task_api
+from dora_lesson import detectable, load_base, load_runs, load_task_api
 from dora_lesson.__main__ import main
-from dora_lesson.designs import DESIGN, Design, Setting, read_design
 from dora_lesson.environment import DATA, SetupError
-from dora_lesson.experiment import one_run, reply_losses
-from dora_lesson.records import PROVENANCE, provenance
-from dora_lesson.task_api import encode_chat
+from dora_lesson.evidence.records import PROVENANCE, provenance
+from dora_lesson.experiments import run as experiment
+from dora_lesson.experiments.design import DESIGN, Design, Setting, read_design
+from dora_lesson.experiments.run import one_run, reply_losses
+from dora_lesson.task_api.dataset import encode_chat
 
 SMALL: dict[str, Any] = {
     "base": None, "dtype": "float32", "steps": 1, "batch_size": 1, "target_modules": ["q_proj"], "held_out": 2,

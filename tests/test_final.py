@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from dora_lesson import final
-from dora_lesson.final import final_check, tasks
-from dora_lesson.quiz import QUESTIONS, Folded
+from dora_lesson.checks import final
+from dora_lesson.checks.final import final_check, tasks
+from dora_lesson.checks.quiz import QUESTIONS, Folded
 from tests import form
 from tools import notebooks
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 
 from dora_lesson import DoRALinear, LoRALinear, add_adapters, estimate, finetune, load_base, load_task_api, measure
-from dora_lesson.shapes import random_llama
+from dora_lesson.models.shapes import random_llama
 from tests.parity import outputs_and_gradients, peft_layer, relative_error
 from tests.test_quantised import an_input, four_bit, moved
 

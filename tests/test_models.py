@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 import torch
 
-from dora_lesson import embedded, load_base, models
-from dora_lesson.embedded import embedded_status, prepare
+from dora_lesson import load_base
 from dora_lesson.environment import SetupError
+from dora_lesson.models import bundled as embedded
+from dora_lesson.models import load as models
+from dora_lesson.models.bundled import embedded_status, prepare
 from tests.conftest import ROOT, RunPython
 
 # What is loaded.
@@ -254,7 +256,7 @@ def test_a_disk_that_fills_up_half_way(cache: Path, monkeypatch: pytest.MonkeyPa
 # A process for the cases in which one is killed, or two work at once. `{step}` hangs until the file `go` is there.
 SLOW = """
 import hashlib, pathlib, shutil, sys, time
-from dora_lesson import embedded
+from dora_lesson.models import bundled as embedded
 here = pathlib.Path({here!r})
 def wait():
     (here / "started").touch()

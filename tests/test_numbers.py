@@ -29,7 +29,7 @@ from typing import Any
 import nbformat.v4 as nbf
 import pytest
 
-from dora_lesson import published
+from dora_lesson.evidence import published
 from tests import bound_numbers, form
 from tools import notebooks
 

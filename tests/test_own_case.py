@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from dora_lesson import paired_difference, recommend
-from dora_lesson.own_case import interpret, items_explain, prompts, recorded_case
+from dora_lesson.advisor.interpret import interpret, items_explain, prompts, recorded_case
 
 
 def case(persona: list[float], accuracy: list[float], minutes: list[float]) -> dict[str, list[float]]:

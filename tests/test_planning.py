@@ -8,9 +8,9 @@ import types
 import pytest
 import torch
 
-from dora_lesson import planning
-from dora_lesson.models import OPEN_ALTERNATIVE
-from dora_lesson.planning import KNOWN, plan_base
+from dora_lesson.memory import plan as planning
+from dora_lesson.memory.plan import KNOWN, plan_base
+from dora_lesson.models.load import OPEN_ALTERNATIVE
 from tests.test_adapters import small_llama
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dora_lesson import adapter_parameters, llama_config, load_published, published
+from dora_lesson import adapter_parameters, llama_config, load_published
+from dora_lesson.evidence import published
 from tools import notebooks
 
 SUBJECTS = sorted(path.stem for path in (published.DATA / "published").glob("*.json"))

@@ -23,7 +23,7 @@ from dora_lesson import (
     remove_adapters,
     save_adapters,
 )
-from dora_lesson import quantised as q
+from dora_lesson.adapters import linear4bit as q
 from tests.parity import outputs_and_gradients, parameters_of, peft_layer, relative_error
 from tests.test_adapters import disturb, small_llama
 

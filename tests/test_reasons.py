@@ -7,8 +7,9 @@ import re
 import pytest
 from scipy import stats
 
-from dora_lesson import load_published, load_record, reasons
-from dora_lesson.records import load_runs
+from dora_lesson import load_published, load_record
+from dora_lesson.advisor import findings as reasons
+from dora_lesson.evidence.records import load_runs
 
 
 def test_every_line_has_a_kind_and_a_source_or_is_an_opinion() -> None:

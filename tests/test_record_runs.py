@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dora_lesson import load_record, records
+from dora_lesson import load_record
+from dora_lesson.evidence import records
 from tools import record_runs
 
 SETTING = {"method": "lora", "learning_rate": 2e-3, "seed": 0, "steps": 40, "batch_size": 2}

@@ -8,10 +8,10 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from dora_lesson import shapes
 from dora_lesson.__main__ import main
-from dora_lesson.records import PROVENANCE
-from dora_lesson.shapes import llama_config, measure_shape, random_llama
+from dora_lesson.evidence.records import PROVENANCE
+from dora_lesson.models import shapes
+from dora_lesson.models.shapes import llama_config, measure_shape, random_llama
 
 SMALL = {
     "vocab_size": 512, "num_key_value_heads": 2, "num_attention_heads": 4, "hidden_size": 64,

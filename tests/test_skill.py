@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dora_lesson import recommend
-from dora_lesson.own_case import interpret, recorded_case
-from dora_lesson.reasons import evidence_lines
-from dora_lesson.skill import NAME, skill_text, write_skill
+from dora_lesson.advisor.findings import evidence_lines
+from dora_lesson.advisor.interpret import interpret, recorded_case
+from dora_lesson.advisor.skill import NAME, skill_text, write_skill
 
 A, B = recorded_case()
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from dora_lesson.scoring import BANNED, RULES, is_right, normalise, persona_points, score
-from dora_lesson.task_api import ACTIONS, CATEGORIES, SPLITS, call_problem, find_call, load_task_api
+from dora_lesson.task_api.dataset import ACTIONS, CATEGORIES, SPLITS, call_problem, find_call, load_task_api
+from dora_lesson.task_api.scoring import BANNED, RULES, is_right, normalise, persona_points, score
 from tools.task_api_set import FOLDER, build, created, near_duplicates, text
 
 

@@ -1,4 +1,4 @@
-"""`dora_lesson.train` on two processes: as one process trains, through a kill, and refused where it would pretend.
+"""`multi_gpu.train` on two processes: as one process trains, through a kill, and refused where it would pretend.
 
 The processes are real, on a CPU, started by accelerate with the ready configuration and by torchrun.
 """
@@ -15,14 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dora_lesson import load_base, train
-from dora_lesson.adapter_files import WEIGHTS, load_adapters
-from dora_lesson.layers import DoRALinear
-from dora_lesson.run_config import RunConfig, read_config
+from dora_lesson import load_base
+from dora_lesson.adapters.layers import DoRALinear
+from dora_lesson.adapters.peft_format import WEIGHTS, load_adapters
+from dora_lesson.multi_gpu import train
+from dora_lesson.multi_gpu.config import RunConfig, read_config
 from tests.conftest import ROOT
 from tests.test_adapters import SOME, TOKENS, small_llama
 
-CONFIGS = ROOT / "dora_lesson" / "configs"
+CONFIGS = ROOT / "dora_lesson" / "multi_gpu"
 SETTINGS = {"r": 4, "lora_alpha": 8, "target_modules": SOME, "steps": 4, "learning_rate": 1e-2, "seed": 5}
 WAYS, METHODS = ["data_parallel", "fsdp"], ["lora", "dora", "qdora"]
 RUNS = [("data_parallel", "dora"), ("data_parallel", "qdora"), ("fsdp", "lora"), ("fsdp", "dora"), ("fsdp", "qdora")]
@@ -33,7 +34,8 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Runs each configuration; writes what a process holds of the frozen weights, and what the trained model answers.
 WATCHED = """
 import os, sys, torch
-from dora_lesson import train, training
+from dora_lesson.multi_gpu import train
+from dora_lesson.training import finetune as training
 from tests.test_adapters import TOKENS
 finetune = training.finetune
 
@@ -56,7 +58,8 @@ sys.exit(max(train.main(["--config", path]) for path in sys.argv[1:]))
 KILLED = """
 import functools, os, signal, sys
 from transformers import TrainerCallback
-from dora_lesson import train, training
+from dora_lesson.multi_gpu import train
+from dora_lesson.training import finetune as training
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
@@ -161,7 +164,7 @@ def test_a_killed_worker_ends_the_run_with_its_reason_and_the_same_command_goes_
     assert "Signal 9 (SIGKILL)" in killed.stderr and "rank      : 1" in killed.stderr
     assert not (folder / "killed" / "adapter").exists()
 
-    resumed = launch(*TORCHRUN, "-m", "dora_lesson.train", "--config", str(file))
+    resumed = launch(*TORCHRUN, "-m", "dora_lesson.multi_gpu.train", "--config", str(file))
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resumed after step 2" in resumed.stdout
     assert distance(adapter(folder, "fsdp_dora"), adapter(folder, "killed")) == 0
@@ -173,7 +176,7 @@ def test_a_layer_whose_weight_is_sharded_takes_its_norm_no_more(monkeypatch):
     before = layer(x)
     layer.before_sharding(torch.device("cpu"))
     layer.base.weight.data = layer.base.weight.data.clone()  # put together again, elsewhere
-    monkeypatch.setattr("dora_lesson.layers.frozen_rows", None)
+    monkeypatch.setattr("dora_lesson.adapters.layers.frozen_rows", None)
     assert torch.equal(layer(x), before)
 
 
@@ -183,7 +186,7 @@ def test_a_layer_whose_weight_is_sharded_takes_its_norm_no_more(monkeypatch):
 def test_copies_that_would_train_alone_are_refused(folder):
     file = write(folder, "alone", method="dora", distributed="data_parallel")
     command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    done = launch(*command, "-m", "dora_lesson.train", "--config", str(file))
+    done = launch(*command, "-m", "dora_lesson.multi_gpu.train", "--config", str(file))
     assert done.returncode != 0
     assert "distributed is data_parallel, but accelerate reports the type NO and 1 process" in done.stderr
     assert not (folder / "alone").exists()

@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, TrainerCallback
 
 from dora_lesson import load_base
-from dora_lesson.adapters import add_adapters
-from dora_lesson.shapes import random_llama
-from dora_lesson.task_api import encode_chat, load_task_api
-from dora_lesson.training import Collator, finetune
+from dora_lesson.adapters.inject import add_adapters
+from dora_lesson.models.shapes import random_llama
+from dora_lesson.task_api.dataset import encode_chat, load_task_api
+from dora_lesson.training.finetune import Collator, finetune
 from tests.conftest import ROOT
 from tests.test_adapters import SOME, small_llama
 
@@ -192,8 +192,8 @@ import torch, sys
 from accelerate import PartialState
 from tests.test_training import SETTINGS, a_model
 from dora_lesson import load_base
-from dora_lesson.task_api import load_task_api
-from dora_lesson.training import finetune
+from dora_lesson.task_api.dataset import load_task_api
+from dora_lesson.training.finetune import finetune
 model, items = a_model(), list(load_task_api("train").select(range(12)))
 result = finetune(model, load_base()[1], items, **SETTINGS, output_dir=sys.argv[1])
 state = PartialState()
@@ -273,7 +273,7 @@ def test_a_4_bit_model_that_has_answered_still_trains_through_every_layer(adapte
 
 
 def test_float16_on_a_gpu_scales_its_loss_and_nothing_else_does():
-    from dora_lesson.training import _needs_loss_scaling
+    from dora_lesson.training.finetune import _needs_loss_scaling
 
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     half, brain, full = (a_model().to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32))

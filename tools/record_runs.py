@@ -26,13 +26,13 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from dora_lesson.adapters import add_adapters, effective_weights, merge_adapters
-from dora_lesson.geometry import direction_change, magnitude_change
-from dora_lesson.models import load_base
-from dora_lesson.records import provenance, read_record, versions
-from dora_lesson.scoring import score
-from dora_lesson.task_api import answer, load_task_api
-from dora_lesson.training import finetune
+from dora_lesson.adapters.geometry import direction_change, magnitude_change
+from dora_lesson.adapters.inject import add_adapters, effective_weights, merge_adapters
+from dora_lesson.evidence.records import provenance, read_record, versions
+from dora_lesson.models.load import load_base
+from dora_lesson.task_api.dataset import answer, load_task_api
+from dora_lesson.task_api.scoring import score
+from dora_lesson.training.finetune import finetune
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "data" / "records"

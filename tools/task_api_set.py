@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dora_lesson.scoring import content_words
-from dora_lesson.task_api import CATEGORIES, SPLITS, item_problem
+from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, item_problem
+from dora_lesson.task_api.scoring import content_words
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data" / "task_api"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dora_lesson.checks.core import Wrong, call, expect, expect_number, verdict
+from dora_lesson.checks.runner import Wrong, call, expect, expect_number, verdict
 
 
 def scaling(attempt: Callable[[float, int], Any]) -> Callable[[float, int], Any]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dora_lesson import geometry
-from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, plain, verdict
+from dora_lesson.adapters import geometry
+from dora_lesson.checks.runner import Wrong, call, close, expect, expect_tensor, plain, verdict
 
 Pair = tuple[Tensor, Tensor]
 Suspects = list[tuple[Tensor, str]]

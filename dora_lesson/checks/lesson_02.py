@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dora_lesson.checks.core import Wrong, call, close, expect, expect_number, expect_tensor, verdict
-from dora_lesson.geometry import direction_change, magnitude_change
+from dora_lesson.adapters.geometry import direction_change, magnitude_change
+from dora_lesson.checks.runner import Wrong, call, close, expect, expect_number, expect_tensor, verdict
 
 Attempt = Callable[..., Any]
 

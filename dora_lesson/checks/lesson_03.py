@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dora_lesson.checks.core import Wrong, call, close, expect, expect_tensor, verdict
-from dora_lesson.probes import largest_temporary
+from dora_lesson.checks.runner import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.memory.tracking import largest_temporary
 
 Attempt = Callable[..., Any]
 Suspects = list[tuple[Callable[[], Tensor], str]]

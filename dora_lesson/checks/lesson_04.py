@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dora_lesson.adapters import adapter_report
-from dora_lesson.checks.core import call, expect, plain, verdict
+from dora_lesson.adapters.inject import adapter_report
+from dora_lesson.checks.runner import call, expect, plain, verdict
 
 Attempt = Callable[..., Any]
 BUDGET = 900_000

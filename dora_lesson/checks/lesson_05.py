@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dora_lesson.checks.core import Wrong, call, expect, expect_number, expect_tensor, is_whole, plain, verdict
-from dora_lesson.layers import DoRALinear, LoRALinear
-from dora_lesson.memory import estimate
-from dora_lesson.shapes import llama_config
+from dora_lesson.adapters.layers import DoRALinear, LoRALinear
+from dora_lesson.checks.runner import Wrong, call, expect, expect_number, expect_tensor, is_whole, plain, verdict
+from dora_lesson.memory.estimate import estimate
+from dora_lesson.models.shapes import llama_config
 
 Attempt = Callable[..., Any]
 ROOM = 14e9  # bytes of a T4's 15 GB that may be planned

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dora_lesson.checks.core import Wrong, call, expect, is_whole, plain, verdict
-from dora_lesson.evidence import detectable, paired_difference
-from dora_lesson.published import load_published
+from dora_lesson.checks.runner import Wrong, call, expect, is_whole, plain, verdict
+from dora_lesson.evidence.published import load_published
+from dora_lesson.evidence.stats import detectable, paired_difference
 
 Attempt = Callable[..., Any]
 SAID = ("higher", "lower", "cannot tell")

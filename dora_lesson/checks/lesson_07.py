@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from dora_lesson.checks.core import Wrong, call, expect, expect_number, verdict
-from dora_lesson.own_case import items_explain as _items_explain
-from dora_lesson.task_api import item_problem, load_task_api
+from dora_lesson.advisor.interpret import items_explain as _items_explain
+from dora_lesson.checks.runner import Wrong, call, expect, expect_number, verdict
+from dora_lesson.task_api.dataset import item_problem, load_task_api
 
 Attempt = Callable[..., Any]
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")

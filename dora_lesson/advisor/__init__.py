@@ -1,0 +1,1 @@
+"""Which adapter for which constraints: request, what fits, the tree, findings, text."""

@@ -1,0 +1,86 @@
+"""The recommended configuration as text that runs as it is: a base, PEFT's adapters, the trainer's arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dora_lesson.advisor.memory_fit import Fit
+
+LEARNING_RATE = 2e-4  # a start, for 1B and more; lesson 06 says how to tune it
+
+
+def lora_config(fit: Fit) -> dict[str, Any]:
+    """The arguments of PEFT's `LoraConfig`: scaling 2, no dropout (PEFT's DoRA is faster without), all linears."""
+    return {
+        "r": fit.r,
+        "lora_alpha": 2 * fit.r,
+        "lora_dropout": 0.0,
+        "target_modules": "all-linear",
+        "use_dora": fit.method.endswith("dora"),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def snippet(fit: Fit, model_id: str, dtype: str, packed_already: bool = False) -> str:
+    """A script that loads `model_id`, adds the adapter, prints what trains, and holds the trainer's arguments.
+
+    Args:
+        fit: the setting.
+        model_id: of the hub, or a folder.
+        dtype: bfloat16 or float16.
+        packed_already: whether the checkpoint is quantised itself, so that it carries its own configuration.
+    """
+    four_bit = fit.method.startswith("q") and not packed_already
+    kwargs = "\n".join(f"    {key}={_quoted(value)}," for key, value in lora_config(fit).items())
+    names = "AutoModelForCausalLM" + (", BitsAndBytesConfig" if four_bit else "") + ", TrainingArguments"
+    packing = f"""
+packing = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.{dtype},
+)"""
+    quantised = "\n    quantization_config=packing," if four_bit else ""
+    again = _checkpointing() if fit.gradient_checkpointing else ""
+    scaled = "\n    fp16=torch.cuda.is_available(),  # scales the loss: gradients pass through float16"
+    return f"""\
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import {names}
+{packing if four_bit else ""}
+model = AutoModelForCausalLM.from_pretrained(
+    "{model_id}",
+    dtype=torch.{dtype},{quantised}
+    device_map="auto",
+)
+config = LoraConfig(
+{kwargs}
+)
+model = get_peft_model(model, config)
+model.print_trainable_parameters()
+
+arguments = TrainingArguments(
+    output_dir="adapter",
+    per_device_train_batch_size={fit.batch_size},
+    gradient_accumulation_steps={fit.gradient_accumulation_steps},{again}
+    learning_rate={LEARNING_RATE:g},  # try a third and three times as much before you judge
+    warmup_steps=20,
+    num_train_epochs=1,{scaled if dtype == "float16" else ""}
+    report_to=[],
+)
+# Trainer(model=model, args=arguments, train_dataset=..., data_collator=...).train()
+"""
+
+
+def _checkpointing() -> str:
+    """The trainer's two arguments, under the name that the installed transformers gives them (renamed in 5.23)."""
+    from transformers import TrainingArguments
+
+    known = {argument.name for argument in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return f'\n    {name}=True,\n    {name}_kwargs={{"use_reentrant": False}},'
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

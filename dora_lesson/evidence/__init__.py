@@ -1,0 +1,1 @@
+"""What was recorded and published, and the statistics that compare it."""

@@ -1,0 +1,1 @@
+"""What a lesson shows: figures and widgets."""

@@ -1,0 +1,172 @@
+"""What a reader moves and clicks: live figures, the advisor, the quiz, text to copy.
+
+Where nothing runs, the sentence of `__repr__` stands in their place.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from dora_lesson.advisor.recommend import recommend
+from dora_lesson.advisor.request import INFERENCE, PRIORITIES, STACKS
+from dora_lesson.advisor.tree import decision_tree
+from dora_lesson.checks.quiz import QUESTIONS, Question
+from dora_lesson.lesson import plots
+from dora_lesson.models.shapes import SHAPES
+
+
+class LiveFigure(ipywidgets.VBox):
+    """Sliders above a figure that follows them.
+
+    The picture is HTML and not an output area: each move replaces one string, so that nothing flickers or piles up,
+    and the alternative text moves with the picture.
+
+    Args:
+        draw: takes the sliders' values by name, returns a figure and its alternative text.
+        sliders: one ipywidgets slider for each argument of `draw`.
+    """
+
+    def __init__(self, draw: Callable[..., tuple[Figure, str]], **sliders: Any) -> None:
+        self.sliders = sliders
+        self.picture = ipywidgets.HTML()
+        self._draw = draw
+        for slider in sliders.values():
+            slider.observe(self._redraw, names="value")
+        self._redraw()
+        super().__init__([*sliders.values(), self.picture])
+
+    def _redraw(self, _: Any = None) -> None:
+        self.picture.value = plots.img(*self._draw(**{name: slider.value for name, slider in self.sliders.items()}))
+
+    def __repr__(self) -> str:
+        return "A live figure: run this cell in JupyterLab or Colab to move its sliders. The same figure stands below."
+
+
+def length_and_angle() -> LiveFigure:
+    """One arrow with two handles: its length and its angle, each with a slider of its own."""
+    return LiveFigure(
+        plots.length_and_angle, length=_slider("length", 3.0, 0.2, 3.4), turn=_slider("turn", 45, -40, 120)
+    )
+
+
+def one_addition() -> LiveFigure:
+    """One arrow and an update added to it: two sliders for the update, none for length or angle."""
+    return LiveFigure(plots.one_addition, right=_slider("right", -1.0, -3.0, 2.0), up=_slider("up", 1.0, -1.6, 2.4))
+
+
+def _slider(description: str, value: float, lowest: float, highest: float) -> Any:
+    step = 0.1 if isinstance(value, float) else 5
+    return ipywidgets.FloatSlider(value=value, min=lowest, max=highest, step=step, description=description)
+
+
+class Advisor(LiveFigure):
+    """The advisor with a slider for the card and menus for the rest: the tree, then the answer in words."""
+
+    def __init__(self) -> None:
+        self.said = ipywidgets.HTML()
+        super().__init__(
+            self._drawn,
+            vram_gb=ipywidgets.IntSlider(value=12, min=4, max=96, description="GPU, GB", continuous_update=False),
+            model=_menu("model", [*SHAPES], "llama-3.1-8b"),
+            priority=_menu("first", PRIORITIES, "quality"),
+            inference=_menu("served", INFERENCE, "merged"),
+            stack=_menu("stack", STACKS, "peft"),
+        )
+        self.children = [*self.sliders.values(), self.picture, self.said]
+
+    def _drawn(self, **asked: Any) -> tuple[Figure, str]:
+        self.found = recommend(**asked)
+        self.said.value = _block(f"{self.found}\n\n{self.found.snippet}")
+        return decision_tree(self.found)
+
+    def __repr__(self) -> str:
+        return "The advisor, live: run this cell in JupyterLab or Colab to change it. A static twin stands below."
+
+
+def advisor() -> Advisor:
+    """The advisor under a slider and menus."""
+    return Advisor()
+
+
+class Quiz(ipywidgets.VBox):
+    """Questions with one right answer each; a click on an answer says whether it is right, and why."""
+
+    def __init__(self) -> None:
+        self.asked = [_Asked(number, question, self._count) for number, question in enumerate(QUESTIONS, start=1)]
+        self.score = ipywidgets.HTML()
+        super().__init__([*self.asked, self.score])
+        self._count()
+
+    def _count(self) -> None:
+        right = sum(asked.right for asked in self.asked)
+        self.score.value = f"<b>{right} of {len(self.asked)} right</b>"
+
+    def __repr__(self) -> str:
+        return "A quiz: run this cell in JupyterLab or Colab to answer it. The same questions stand below, folded."
+
+
+class _Asked(ipywidgets.VBox):
+    def __init__(self, number: int, question: Question, after: Callable[[], None]) -> None:
+        self.question, self._after, self.right = question, after, False
+        self.choice = ipywidgets.RadioButtons(options=[*question.options], value=None, layout={"width": "max-content"})
+        self.verdict = ipywidgets.HTML()
+        self.choice.observe(self._judge, names="value")
+        asked = ipywidgets.HTML(f"<b>{number}. {html.escape(question.text)}</b>")
+        super().__init__([asked, self.choice, self.verdict])
+
+    def _judge(self, _: Any) -> None:
+        self.right = self.choice.value == self.question.right
+        word = "correct" if self.right else "not this one"
+        self.verdict.value = html.escape(f"{word}: {self.question.options[self.choice.value]}")
+        self._after()
+
+
+def quiz() -> Quiz:
+    """The course's quiz, without a network."""
+    return Quiz()
+
+
+_COPY = (
+    "const box = this.parentNode.querySelector('textarea'); box.focus(); box.select(); "
+    "const said = this.nextElementSibling; "
+    "const old = () => { said.textContent = document.execCommand('copy') ? 'copied' : 'selected: press Ctrl+C'; }; "
+    "if (navigator.clipboard && window.isSecureContext) "
+    "{ navigator.clipboard.writeText(box.value).then(() => { said.textContent = 'copied'; }, old); } else { old(); }"
+)
+
+
+class CopyBox:
+    """A text in a box with a button that copies it. Where a browser forbids that, the text is selected for Ctrl+C."""
+
+    def __init__(self, title: str, text: str) -> None:
+        self.title, self.text = title, text
+
+    def _repr_html_(self) -> str:
+        rows = min(14, self.text.count("\n") + 2)
+        return (
+            f"<div><b>{html.escape(self.title)}</b><br>"
+            f'<textarea readonly rows="{rows}" style="width: 100%; font-family: monospace" '
+            f'aria-label="{html.escape(self.title)}">{html.escape(self.text)}</textarea><br>'
+            f'<button type="button" onclick="{html.escape(_COPY)}">copy</button> <span></span></div>'
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n\n{self.text}"
+
+
+def copy_box(title: str, text: str) -> CopyBox:
+    """A text to copy with one click, such as a prompt."""
+    return CopyBox(title, text)
+
+
+def _menu(description: str, options: Any, value: str) -> Any:
+    return ipywidgets.Dropdown(options=[*options], value=value, description=description)
+
+
+def _block(text: str) -> str:
+    return f'<pre style="line-height: 1.35; white-space: pre-wrap">{html.escape(text)}</pre>'

@@ -1,0 +1,1 @@
+"""What a fine-tune takes: estimated, measured, planned and timed."""

@@ -1,0 +1,1 @@
+"""Llamas to adapt: the bundled one, any from the hub, and published configurations."""

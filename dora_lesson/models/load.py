@@ -1,0 +1,181 @@
+"""Load a Llama: the embedded one with no account and no network, or any from the hub, in 16, 32 or 4 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+
+from dora_lesson.environment import SetupError, four_bit_problem, quiet_known_noise
+from dora_lesson.models.bundled import cache_folder, prepare, quiet_transformers
+
+EMBEDDED = "embedded"
+OPEN_ALTERNATIVE = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base(
+    model_id: str | None = None,
+    *,
+    four_bit: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Any, Any]:
+    """Return `(model, tokenizer)`, the model in eval mode.
+
+    Args:
+        model_id: a model of the hub, or a folder. None is the value of `DORA_LESSON_BASE` if that is set, else
+            "embedded": SmolLM2-135M-Instruct, which is prepared first if it has to be.
+        four_bit: NF4 with double quantisation, through bitsandbytes; norms and embeddings stay in `dtype`.
+        dtype: float32, bfloat16 or float16; None is float32 on a CPU, bfloat16 on a GPU that has it, else float16.
+        device: None is the first CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        SetupError: the model cannot be had (network, account, disk), or the device cannot do what is asked.
+        ValueError: an unknown dtype or device.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_known_noise()
+    place = _device(device)
+    number = _dtype(dtype, place)
+    if four_bit and (problem := four_bit_problem(place)):
+        raise SetupError(f"4-bit loading does not work here ({problem}): pass four_bit=False.")
+    model_id = chosen_base(model_id)
+    embedded = model_id == EMBEDDED
+    source = str(prepare()) if embedded else model_id
+    options: dict[str, Any] = {"local_files_only": embedded, "trust_remote_code": False}
+    # The embedded model loads faster than a progress bar draws; one from the hub takes minutes, and shows its own.
+    silence = quiet_transformers() if embedded else contextlib.nullcontext()
+    try:
+        with silence:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if four_bit:
+                options["quantization_config"] = four_bit_config(number)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=number, device_map={"": place}, use_safetensors=True, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise _explained(source, error, embedded=embedded) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def chosen_base(model_id: str | None) -> str:
+    """The model that a name stands for: itself, else that of `DORA_LESSON_BASE`, else "embedded"."""
+    return model_id or os.environ.get("DORA_LESSON_BASE") or EMBEDDED
+
+
+def hub_config(model_id: str) -> Any:
+    """The configuration of a model of the hub, or in a folder, without its weights.
+
+    Raises:
+        SetupError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _explained(model_id, error, embedded=False) from error
+
+
+def default_device() -> torch.device:
+    """The first CUDA GPU if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU; on a GPU bfloat16 where the hardware has it, else float16 (a T4)."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float16
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself, not by emulation. A CPU always can."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on the device."""
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def four_bit_config(compute_dtype: torch.dtype) -> Any:
+    """The 4-bit configuration of this course: NF4, double quantisation, products in `compute_dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, which torch does not know: pass 'cpu', 'cuda' or 'cuda:1'.") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise SetupError(f"device is {device!r}, but torch sees no CUDA GPU here: pass device='cpu', or leave it out.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return default_dtype(device)
+    number = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if number is None:
+        raise ValueError(f"dtype is {dtype!r}, but one of {', '.join(_DTYPES)} is expected.")
+    if number is torch.bfloat16 and not has_bfloat16(device):
+        raise SetupError(f"{device} has no bfloat16: pass dtype='float16', or leave dtype out and it is chosen.")
+    return number
+
+
+def _explained(source: str, error: Exception, embedded: bool) -> SetupError:
+    """One sentence for what from_pretrained raises; the hub's own error is somewhere among its causes."""
+    if embedded:
+        return SetupError(
+            f"The embedded model in {cache_folder()} cannot be read: delete that folder, "
+            "run `python -m dora_lesson prepare`, then try again."
+        )
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    kinds = {type(cause).__name__ for cause in causes}
+    said = " ".join(str(cause) for cause in causes)
+    page = f"https://huggingface.co/{source}"
+    if "GatedRepoError" in kinds or "trying to access a gated repo" in said:
+        return SetupError(
+            f"{source} is gated: accept its licence at {page}, run `hf auth login`, and try again, "
+            f"or use {OPEN_ALTERNATIVE}, which needs no account."
+        )
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"} or "is not a valid model identifier" in said:
+        return SetupError(
+            f"{source} is neither a folder here nor a model of the hub: check its spelling (owner/name), "
+            "or log in with `hf auth login` if it is private."
+        )
+    if "safetensors" in said:
+        return SetupError(
+            f"{source} has no weights in the safetensors format, and this course loads no other: choose a model "
+            f"that has, such as {OPEN_ALTERNATIVE}."
+        )
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
+        return SetupError(
+            f"{source} is not on this machine yet and the hub cannot be reached: connect to the network once, or take "
+            "the embedded model (the default, where DORA_LESSON_BASE is not set)."
+        )
+    return SetupError(f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format.")

@@ -1,0 +1,1 @@
+"""An extra that no lesson imports: training on several processes."""

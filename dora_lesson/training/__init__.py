@@ -1,0 +1,1 @@
+"""Training a model on chats, once or as one of two paired runs."""

@@ -1,0 +1,252 @@
+"""Fine-tune a model on chats with `transformers.Trainer`: loss on the assistant's tokens, resumable, reproducible."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from dora_lesson.adapters.inject import adapted_layers
+from dora_lesson.adapters.linear4bit import restore_order
+from dora_lesson.task_api.dataset import Item, encode_chat
+from dora_lesson.training.checkpoints import TrainedOnly, claim, digest, last_checkpoint
+
+
+@dataclass
+class FineTuneResult:
+    """What `finetune` did.
+
+    `losses` has one mean loss (nats a token) for each step of the whole run, resumed parts included; `seconds` and
+    `peak_memory_bytes` (of the GPU, else of the process) are those of this call alone.
+    """
+
+    steps: int
+    losses: list[float]
+    seconds: float
+    peak_memory_bytes: int
+    trained_parameters: int
+    resumed_from: int = 0
+    rates: list[float] = field(default_factory=list)
+
+
+def finetune(
+    model: Any,
+    tokenizer: Any,
+    train: Iterable[Item],
+    *,
+    steps: int,
+    batch_size: int = 4,
+    learning_rate: float,
+    seed: int = 0,
+    gradient_accumulation_steps: int = 1,
+    warmup_share: float = 0.1,
+    output_dir: str | Path | None = None,
+    save_every: int | None = None,
+    callbacks: Iterable[TrainerCallback] = (),
+    max_length: int = 1024,
+    label: str = "training",
+) -> FineTuneResult:
+    """Train what is trainable in `model`, in place, on the items' replies.
+
+    AdamW without weight decay; the rate rises over the first steps and falls linearly to zero. Batch order and
+    dropout follow from `seed`; on one machine the same call gives the same curve. The adapter's own start is drawn
+    when it is added: call `torch.manual_seed` before that.
+
+    Args:
+        model: a causal language model, whole or with adapters, by hand or PEFT's.
+        tokenizer: its tokenizer, with a chat template.
+        train: items with `messages`.
+        steps: optimizer steps.
+        batch_size: chats a device and forward pass.
+        learning_rate: the highest rate.
+        seed: of the batch order and of dropout.
+        gradient_accumulation_steps: forward passes a step.
+        warmup_share: share of the steps over which the rate rises.
+        output_dir: folder for checkpoints. If it holds a checkpoint of this very run, the run goes on from there.
+        save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
+        callbacks: further `TrainerCallback` objects.
+        max_length: the longest chat allowed, in tokens.
+        label: what the progress bar says.
+
+    Raises:
+        ValueError: nothing to train or to train on, a number out of range, or `output_dir` holds another run.
+    """
+    _require_numbers(steps, batch_size, learning_rate, warmup_share, save_every, output_dir)
+    chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
+    if not chats:
+        raise ValueError("There are no items to train on: pass a split of the set.")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not names:
+        raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
+    if half := sorted({str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype == torch.float16}):
+        raise ValueError(
+            f"Trainable parameters are {half[0]}, too coarse for AdamW's steps: load the model in float32."
+        )
+    restore_order(model)  # the model may have answered before
+    device = next(model.parameters()).device
+    folder = Path(output_dir) if output_dir is not None else None
+    settings = {
+        "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
+        "gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share,
+        "trained": digest(names), "chats": digest([chat["input_ids"] for chat in chats]),
+    }  # fmt: skip
+    checkpoint = last_checkpoint(folder, settings) if folder else None
+    resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    set_seed(seed)
+    scratch = tempfile.TemporaryDirectory(prefix="dora_lesson-")  # the trainer makes its folder even to save nothing
+    arguments = TrainingArguments(
+        output_dir=str(folder or scratch.name),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(warmup_share * steps),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if folder else "no",
+        save_steps=save_every or max(1, steps // 10),
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device.type == "cpu",
+        fp16=_needs_loss_scaling(model, device),
+        dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,  # all that is trained takes part in every step
+    )
+    curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
+    with _adapters_declared(model):
+        trainer = TrainedOnly(
+            model=model,
+            args=arguments,
+            train_dataset=_Chats(chats),
+            data_collator=Collator(tokenizer.pad_token_id),
+            callbacks=[curve, *callbacks],
+        )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
+            trainer.remove_callback(callback)
+    trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
+    if folder and trainer.is_world_process_zero():
+        claim(folder, settings)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    try:
+        if checkpoint and resumed_from == steps:  # nothing is left to do, where the trainer would take one more step
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        curve.bar.close()
+        scratch.cleanup()
+    seconds = time.perf_counter() - started
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    model.eval()
+    return FineTuneResult(
+        steps=steps,
+        losses=[entry["loss"] for entry in log],
+        seconds=seconds,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        resumed_from=resumed_from,
+        rates=[entry["learning_rate"] for entry in log],
+    )
+
+
+@contextlib.contextmanager
+def _adapters_declared(model: Any) -> Iterator[None]:
+    """While a trainer is made, let a 4-bit base with adapters written by hand pass for what it is.
+
+    The trainer refuses to train packed weights, and takes only PEFT's adapters for adapters.
+    """
+    by_hand = bool(adapted_layers(model)) and getattr(model, "is_quantized", False)
+    if by_hand:
+        model.is_quantized = False
+    try:
+        yield
+    finally:
+        if by_hand:
+            model.is_quantized = True
+
+
+def _needs_loss_scaling(model: Any, device: torch.device) -> bool:
+    """Whether gradients pass through float16, as on a GPU without bfloat16, where small ones would become zero."""
+    return device.type == "cuda" and any(p.dtype == torch.float16 for p in model.parameters())
+
+
+class _Chats(torch.utils.data.Dataset[dict[str, list[int]]]):
+    def __init__(self, chats: list[dict[str, list[int]]]) -> None:
+        self.chats = chats
+
+    def __len__(self) -> int:
+        return len(self.chats)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.chats[index]
+
+
+class Collator:
+    """Pad to the longest chat of the batch: labels with -100, and the attention mask says which tokens are real.
+
+    The model is asked for the logits of the replies alone, from the token before the first of them, and gets labels of
+    that length. The loss is the same; the output layer, a fifth of the embedded Llama's work, is spared the prompts.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": -100}
+
+    def __call__(self, chats: list[dict[str, list[int]]]) -> dict[str, Any]:
+        width = max(len(chat["input_ids"]) for chat in chats)
+        batch: dict[str, Any] = {
+            key: torch.tensor([chat[key] + [fill] * (width - len(chat[key])) for chat in chats])
+            for key, fill in self.fill.items()
+        }
+        first = int((batch["labels"] != -100).any(dim=0).nonzero()[0]) - 1  # this token predicts the reply's first
+        batch["labels"] = batch["labels"][:, first:]
+        return batch | {"logits_to_keep": width - first}
+
+
+class _Curve(TrainerCallback):
+    """Draws the progress bar, in one process alone, and watches the memory of the process."""
+
+    def __init__(self, steps: int, done: int, label: str, shown: bool) -> None:
+        hidden = None if shown else True  # None: hidden where the output is no terminal
+        self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=hidden)
+        self.peak = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.2f}", refresh=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.peak = max(self.peak, psutil.Process().memory_info().rss)
+        self.bar.update(state.global_step - self.bar.n)
+
+
+def _require_numbers(
+    steps: int, batch_size: int, learning_rate: float, warmup_share: float, save_every: int | None, folder: Any
+) -> None:
+    for name, value in [("steps", steps), ("batch_size", batch_size), ("save_every", save_every or 1)]:
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
+    if not 0 < learning_rate < 1:
+        raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
+    if not 0 <= warmup_share <= 1:
+        raise ValueError(f"warmup_share is {warmup_share!r}, but a share from 0 to 1 is expected.")
+    if save_every is not None and folder is None:
+        raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
