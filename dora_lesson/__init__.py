@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from dora_lesson.adapters.geometry import direction_change as direction_change
     from dora_lesson.adapters.geometry import magnitude_change as magnitude_change
     from dora_lesson.adapters.geometry import recompose as recompose
-    from dora_lesson.adapters.inject import adapter_report as adapter_report
     from dora_lesson.adapters.inject import add_adapters as add_adapters
     from dora_lesson.adapters.inject import merge_adapters as merge_adapters
     from dora_lesson.adapters.inject import remove_adapters as remove_adapters
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from dora_lesson.adapters.layers import LoRALinear as LoRALinear
     from dora_lesson.adapters.peft_format import load_adapters as load_adapters
     from dora_lesson.adapters.peft_format import save_adapters as save_adapters
-    from dora_lesson.advisor.findings import evidence_lines as evidence_lines
+    from dora_lesson.adapters.report import adapter_report as adapter_report
+    from dora_lesson.advisor.findings import findings as findings
     from dora_lesson.advisor.interpret import interpret as interpret
     from dora_lesson.advisor.recommend import recommend as recommend
     from dora_lesson.advisor.skill import write_skill as write_skill
     from dora_lesson.checks.final import final_check as final_check
-    from dora_lesson.environment import SetupError as SetupError
+    from dora_lesson.core import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
     from dora_lesson.evidence.published import load_published as load_published
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from dora_lesson.evidence.stats import compare as compare
     from dora_lesson.evidence.stats import detectable as detectable
     from dora_lesson.evidence.stats import paired_difference as paired_difference
-    from dora_lesson.evidence.stats import time_in_turns as time_in_turns
     from dora_lesson.memory.estimate import adapter_parameters as adapter_parameters
     from dora_lesson.memory.estimate import estimate as estimate
     from dora_lesson.memory.estimate import trainable_count as trainable_count
     from dora_lesson.memory.plan import plan_base as plan_base
+    from dora_lesson.memory.timing import benchmark_interleaved as benchmark_interleaved
     from dora_lesson.memory.tracking import held_bytes as held_bytes
     from dora_lesson.memory.tracking import largest_temporary as largest_temporary
-    from dora_lesson.memory.tracking import measure as measure
+    from dora_lesson.memory.tracking import measure_peak_memory as measure_peak_memory
     from dora_lesson.memory.tracking import saved_bytes as saved_bytes
     from dora_lesson.models.bundled import prepare as prepare
     from dora_lesson.models.load import load_base as load_base
@@ -59,16 +59,18 @@ __version__ = "0.1.0"
 _HOME = {
     "adapters.geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
     "adapters.layers": ["LoRALinear", "DoRALinear"],
-    "adapters.inject": ["add_adapters", "merge_adapters", "remove_adapters", "adapter_report"],
+    "adapters.inject": ["add_adapters", "merge_adapters", "remove_adapters"],
+    "adapters.report": ["adapter_report"],
     "adapters.peft_format": ["save_adapters", "load_adapters"],
     "advisor.recommend": ["recommend"],
-    "advisor.findings": ["evidence_lines"],
+    "advisor.findings": ["findings"],
     "advisor.interpret": ["interpret"],
     "advisor.skill": ["write_skill"],
     "checks.final": ["final_check"],
     "memory.estimate": ["adapter_parameters", "estimate", "trainable_count"],
     "memory.plan": ["plan_base"],
-    "memory.tracking": ["held_bytes", "largest_temporary", "measure", "saved_bytes"],
+    "memory.timing": ["benchmark_interleaved"],
+    "memory.tracking": ["held_bytes", "largest_temporary", "measure_peak_memory", "saved_bytes"],
     "models.bundled": ["prepare"],
     "models.load": ["load_base"],
     "models.shapes": ["llama_config"],
@@ -76,9 +78,10 @@ _HOME = {
     "task_api.scoring": ["score"],
     "training.finetune": ["finetune"],
     "evidence.records": ["load_record", "load_runs"],
-    "evidence.stats": ["arm", "compare", "detectable", "paired_difference", "time_in_turns"],
+    "evidence.stats": ["arm", "compare", "detectable", "paired_difference"],
     "evidence.published": ["load_published"],
-    "environment": ["SetupError", "doctor", "start_lesson"],
+    "core": ["SetupError"],
+    "environment": ["doctor", "start_lesson"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 # Modules that a lesson imports as a whole: `from dora_lesson import plots`.

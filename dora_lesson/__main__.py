@@ -12,7 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from dora_lesson.environment import SetupError, doctor, quiet_known_noise
+from dora_lesson.core import SetupError, quiet_known_noise
+from dora_lesson.environment import doctor
 
 SWEEP = Path("data/records/sweep")
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dora_lesson", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="report what this machine can do, and what is missing")
-    commands.add_parser("prepare", help="fetch and convert the embedded model, once")
+    commands.add_parser("prepare", help="fetch and convert the bundled model, once")
     size = commands.add_parser("measure", help="time and memory of a training step of each method, without a download")
     size.add_argument("--shape", default="llama-3.1-8b", help="a published Llama's name, such as llama-3.1-8b")
     size.add_argument("--tokens", type=int, default=512, help="of the one sequence of a step")
@@ -47,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
             report = doctor()
             print(report)
             return 0 if report.ok else 1
-        from dora_lesson.models.bundled import embedded_status, prepare
+        from dora_lesson.models.bundled import bundled_status, prepare
 
         prepare()
-        print(embedded_status()[1])
+        print(bundled_status()[1])
         return 0
     except (SetupError, ValueError) as problem:
         print(problem, file=sys.stderr)
@@ -86,7 +87,7 @@ def _experiment(chosen: argparse.Namespace) -> int:
 
 def _measure(chosen: argparse.Namespace) -> int:
     from dora_lesson.evidence.records import provenance
-    from dora_lesson.models.shapes import measure_shape
+    from dora_lesson.memory.timing import measure_shape
 
     if chosen.record and chosen.record.exists():
         raise ValueError(f"{chosen.record} is there already, and nothing is written over: pass another --record.")

@@ -9,27 +9,18 @@ import html
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import platform
 import sys
-import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+
+from dora_lesson.core import quiet_known_noise
 
 PYTHONS = ((3, 10), (3, 13))
 LIBRARIES = [
     *("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "gguf"),
     *("scipy", "matplotlib", "ipywidgets"),
 ]
-# What the lessons read: beside the package in a checkout, inside it once installed.
-_BESIDE = Path(__file__).resolve().parent.parent / "data"
-DATA = _BESIDE if (_BESIDE / "task_api").is_dir() else Path(__file__).resolve().parent / "data"
 INSTALL = "run `make setup`, or `pip install -e .` in the course's folder"
-
-
-class SetupError(RuntimeError):
-    """Something about the machine stands in the way; the message says what to do."""
 
 
 @dataclass(repr=False)
@@ -63,7 +54,7 @@ class Report:
 
 
 def doctor() -> Report:
-    """Look at Python, the libraries, the device, 4-bit and the embedded model, and say what is missing."""
+    """Look at Python, the libraries, the device, 4-bit and the bundled model, and say what is missing."""
     report = Report()
     _python_row(report)
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
@@ -75,10 +66,10 @@ def doctor() -> Report:
     if "torch" not in missing:
         _device_rows(report, four_bit=not {"bitsandbytes", "transformers"} & set(missing))
     if not {"torch", "transformers", "gguf"} & set(missing):
-        from dora_lesson.models.bundled import embedded_status
+        from dora_lesson.models.bundled import bundled_status
 
-        present, sentence = embedded_status()
-        report.add("embedded model", *((sentence, "") if present else ("not usable", sentence)))
+        present, sentence = bundled_status()
+        report.add("bundled model", *((sentence, "") if present else ("not usable", sentence)))
     return report
 
 
@@ -92,7 +83,7 @@ def _python_row(report: Report) -> None:
 def _device_rows(report: Report, four_bit: bool) -> None:
     import psutil
 
-    from dora_lesson.models.load import default_device, default_dtype, has_bfloat16
+    from dora_lesson.models.load import default_device, default_dtype, four_bit_problem, has_bfloat16
 
     device = default_device()
     if device.type == "cuda":
@@ -111,24 +102,6 @@ def _device_rows(report: Report, four_bit: bool) -> None:
         report.add("4-bit (NF4)", "works, tried just now" if problem is None else problem, todo, needed=False)
 
 
-def four_bit_problem(device: Any) -> str | None:
-    """Try a small NF4 layer on the device: None if it works, else what went wrong, in a few words."""
-    quiet_known_noise()
-    try:
-        import torch
-        from bitsandbytes.nn import Linear4bit
-
-        # A look at the machine must not shift a lesson's random numbers: hence the fork.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            plain, x = torch.nn.Linear(64, 64, bias=False), torch.randn(4, 64)
-            layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
-            layer.load_state_dict(plain.state_dict())
-            error = (layer.to(device)(x.to(device)).cpu() - plain(x)).norm() / plain(x).norm()
-    except Exception as problem:  # whatever it is, it belongs in the report
-        return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
-    return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
-
-
 def start_lesson() -> None:
     """Open a lesson: style, silence for two known notices, and one line that says Ready or what stands in the way."""
     quiet_known_noise()
@@ -142,9 +115,6 @@ def start_lesson() -> None:
             "Choose Runtime > Restart session (Colab) or Kernel > Restart, then run this cell again."
         )
         return
-    from dora_lesson.lesson import plots
-
-    plots.use_style()
     print("Ready.")
 
 
@@ -156,17 +126,3 @@ def _imported_before_an_update() -> list[str]:
         if imported is not None and str(imported) != importlib.metadata.version(name):
             stale.append(name)
     return stale
-
-
-def quiet_known_noise() -> None:
-    """Silence two notices at their source, and nothing else.
-
-    bitsandbytes says on a CPU that the optional package `kernels` could give it a faster kernel; transformers 5.23
-    meets its own deprecated `is_gradient_checkpointing`.
-    """
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernels_notice)
-
-
-def _no_kernels_notice(record: logging.LogRecord) -> bool:
-    return "gemm_4bit_forward from kernels-community" not in record.getMessage()

@@ -12,7 +12,6 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from dora_lesson.adapters.inject import (
     adapted_layers,
-    adapter_report,
     add_adapters,
     effective_weights,
     matching_linears,
@@ -20,6 +19,7 @@ from dora_lesson.adapters.inject import (
     remove_adapters,
 )
 from dora_lesson.adapters.peft_format import CONFIG, WEIGHTS, load_adapters, save_adapters
+from dora_lesson.adapters.report import adapter_report
 from dora_lesson.memory.estimate import adapter_parameters, trainable_count
 
 SOME = ["q_proj", "v_proj", "up_proj"]

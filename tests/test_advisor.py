@@ -17,7 +17,7 @@ from dora_lesson import adapter_report, estimate
 from dora_lesson.advisor.memory_fit import usable_bytes
 from dora_lesson.advisor.recommend import recommend
 from dora_lesson.advisor.request import INFERENCE, PACKED, PRIORITIES, STACKS
-from dora_lesson.evidence.stats import NAMES
+from dora_lesson.core import METHODS as ALL
 from dora_lesson.models.shapes import llama_config
 from dora_lesson.multi_gpu.config import METHODS
 from tests.test_adapters import small_llama
@@ -120,7 +120,7 @@ def test_every_combination_is_answered_and_the_rules_hold(
     priority: str, inference: str, stack: str, vram_gb: float
 ) -> None:
     found = recommend(vram_gb, BIG, priority, inference=inference, stack=stack)
-    assert found.method in {*(NAMES[method] for method in METHODS), None}
+    assert found.method in {*(ALL[method].label for method in METHODS), None}
     assert all(said.strip() for said in [*found.reasons, *found.would_change, *found.cost])
     if found.method and "DoRA" in found.method:
         assert (priority, inference) == ("quality", "merged") and stack not in PACKED
@@ -256,7 +256,7 @@ def test_evidence_stands_with_its_kind_and_source() -> None:
 
 def test_the_model_may_be_a_name_of_the_hub_a_folder_or_a_configuration(tmp_path: Path) -> None:
     assert recommend(24, "meta-llama/Llama-3.1-8B-Instruct").request == recommend(24, BIG).request
-    assert 'pretrained(\n    "HuggingFaceTB/SmolLM2-135M-Instruct"' in recommend(8, "embedded").snippet
+    assert 'pretrained(\n    "HuggingFaceTB/SmolLM2-135M-Instruct"' in recommend(8, "bundled").snippet
     small_llama().save_pretrained(tmp_path)
     found = recommend(8, str(tmp_path))
     assert found.method == "DoRA" and str(tmp_path) in found.snippet

@@ -12,12 +12,12 @@ from dora_lesson import recommend, widgets
 from dora_lesson.advisor.tree import LEAVES, SMALLER, decision_tree, way
 from dora_lesson.advisor.tree import QUESTIONS as ASKED
 from dora_lesson.checks.quiz import QUESTIONS
-from dora_lesson.evidence.stats import NAMES
+from dora_lesson.core import METHODS as ALL
 from dora_lesson.multi_gpu.config import METHODS
 
 
 def test_the_tree_has_a_leaf_for_every_answer() -> None:
-    assert set(LEAVES) == {*(NAMES[method] for method in METHODS), SMALLER}
+    assert set(LEAVES) == {*(ALL[method].label for method in METHODS), SMALLER}
 
 
 @pytest.mark.parametrize("asked", [(24, "quality"), (24, "time"), (12, "quality"), (12, "time"), (6, "quality")])

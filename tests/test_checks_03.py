@@ -221,7 +221,7 @@ WRONG_FORWARDS: list[tuple[Attempt, str]] = [
     (scaling_of_the_first_case, "matches no slip"),
     (bias_scaled, "bias is scaled"),
     (bias_forgotten, "bias is missing"),
-    (output_normalised, "output is normalised"),
+    (output_normalised, "output is normalized"),
     (lambda x, W, b, A, *more: as_in_the_paper(x, W, b, A.requires_grad_(False), *more), "argument number 4 in place"),
     (base_changed, "changed its argument number 2 in place"),
     (everything_without_gradient, "does not carry a gradient"),

@@ -12,7 +12,9 @@ import pytest
 
 from dora_lesson import environment
 from dora_lesson.__main__ import main
-from dora_lesson.environment import Report, SetupError, doctor, start_lesson
+from dora_lesson.core import SetupError
+from dora_lesson.environment import Report, doctor, start_lesson
+from dora_lesson.models import load
 from tests.conftest import ROOT, RunPython
 from tools import notebooks
 
@@ -35,7 +37,7 @@ def test_doctor_finds_this_machine_ready() -> None:
     assert report.ok, str(report)
     found = {what: (finding, todo) for what, finding, todo in report.rows}
     assert found["4-bit (NF4)"] == ("works, tried just now", "")
-    assert "verified" in found["embedded model"][0]
+    assert "verified" in found["bundled model"][0]
     assert str(report).endswith("The lessons will run.")
 
 
@@ -57,15 +59,15 @@ def test_doctor_reports_what_is_missing_and_fails(missing: list[str], run_python
 def test_doctor_tries_4_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert environment.four_bit_problem(torch.device("cpu")) is None
+    assert load.four_bit_problem(torch.device("cpu")) is None
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, x: torch.zeros(4, 64))
-    assert "wrong results" in (environment.four_bit_problem(torch.device("cpu")) or "")
+    assert "wrong results" in (load.four_bit_problem(torch.device("cpu")) or "")
 
     def broken(self: Any, x: Any) -> None:
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", broken)
-    assert environment.four_bit_problem(torch.device("cpu")) == "RuntimeError: no kernel image"
+    assert load.four_bit_problem(torch.device("cpu")) == "RuntimeError: no kernel image"
     report = doctor()
     assert "no kernel image" in str(report)
     assert report.ok  # the lessons that need it are later ones
@@ -77,7 +79,7 @@ def test_trying_4_bit_leaves_random_numbers_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    environment.four_bit_problem(torch.device("cpu"))
+    load.four_bit_problem(torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 

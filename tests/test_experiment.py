@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from dora_lesson import detectable, load_base, load_runs, load_task_api
 from dora_lesson.__main__ import main
-from dora_lesson.environment import DATA, SetupError
+from dora_lesson.core import DATA, SetupError
 from dora_lesson.evidence.records import PROVENANCE, provenance
 from dora_lesson.experiments import run as experiment
 from dora_lesson.experiments.design import DESIGN, Design, Setting, read_design
-from dora_lesson.experiments.run import one_run, reply_losses
 from dora_lesson.task_api.dataset import encode_chat
+from dora_lesson.training import paired_run
+from dora_lesson.training.paired_run import one_run, reply_losses
 
 SMALL: dict[str, Any] = {
     "base": None, "dtype": "float32", "steps": 1, "batch_size": 1, "target_modules": ["q_proj"], "held_out": 2,
@@ -68,9 +69,9 @@ def test_the_course_design_is_what_the_lesson_asks_for() -> None:
     assert len(found.seeds) >= 5
     assert found.tuning_seed not in found.seeds
     # QLoRA and QDoRA are matched: their arms are alike but for the method.
-    quantised = [arm for arm, _ in found.arms if arm.method.startswith("q")]
-    for arm in quantised:
-        assert dataclasses.replace(arm, method={"qlora": "qdora", "qdora": "qlora"}[arm.method]) in quantised
+    quantized = [arm for arm, _ in found.arms if arm.method.startswith("q")]
+    for arm in quantized:
+        assert dataclasses.replace(arm, method={"qlora": "qdora", "qdora": "qlora"}[arm.method]) in quantized
 
 
 def test_a_design_says_what_it_can_detect(tmp_path: Path) -> None:
@@ -296,13 +297,13 @@ def test_the_command_makes_records_that_say_all(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(("method", "trained"), [("lora", 69_120), ("qdora", 86_400), ("full", 134_515_008)])
 def test_each_method_trains_what_it_should(tmp_path: Path, method: str, trained: int) -> None:
-    record = one_run(setting(tmp_path, method), "a command")
+    record = one_run(setting(tmp_path, method))
     assert record["trained_parameters"] == trained
     assert math.isfinite(record["scores"]["loss"])
 
 
 def test_a_run_is_the_same_again_and_another_seed_is_not(tmp_path: Path) -> None:
-    first, again, other = (one_run(setting(tmp_path, "dora", seed=seed), "a command") for seed in (3, 3, 4))
+    first, again, other = (one_run(setting(tmp_path, "dora", seed=seed)) for seed in (3, 3, 4))
     assert first["losses"] == again["losses"]
     assert first["item_losses"] == again["item_losses"]
     assert other["losses"] != first["losses"]
@@ -310,20 +311,20 @@ def test_a_run_is_the_same_again_and_another_seed_is_not(tmp_path: Path) -> None
 
 def test_a_wide_start_is_as_wide_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    finetune = experiment.finetune
+    finetune = paired_run.finetune
 
     def look(model: Any, *args: Any, **more: Any) -> Any:
         seen.extend(p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name)
         return finetune(model, *args, **more)
 
-    monkeypatch.setattr(experiment, "finetune", look)
-    one_run(setting(tmp_path, "lora", A_spread=0.5), "a command")
+    monkeypatch.setattr(paired_run, "finetune", look)
+    one_run(setting(tmp_path, "lora", A_spread=0.5))
     assert len(seen) == 30
     assert torch.cat(seen).std().item() == pytest.approx(0.5, rel=0.02)
 
 
 def test_losses_of_replies_are_the_model_own_one_by_one() -> None:
-    model, tokenizer = load_base("embedded", dtype="float32", device="cpu")
+    model, tokenizer = load_base("bundled", dtype="float32", device="cpu")
     items = list(load_task_api("test"))[:5]
     losses, right = reply_losses(model, tokenizer, items, batch_size=3)
     for item, loss, share in zip(items, losses, right, strict=True):

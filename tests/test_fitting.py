@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
-from dora_lesson import measure
+from dora_lesson import measure_peak_memory
 from dora_lesson.advisor import memory_fit as fitting
 from dora_lesson.models.shapes import llama_config, random_llama
 
@@ -36,7 +36,7 @@ def test_a_measured_step_of_peft_takes_what_was_said(method: str, again: bool) -
         optimizer.zero_grad()
 
     step()
-    peak = measure(step, model, optimizer)
+    peak = measure_peak_memory(step, model, optimizer)
     said = fitting.setting(SMALL, method, 1, again, sequence_length=384, r=8)
     gradients = said.expected.parts["gradients"]  # counted beside activations, as accumulated passes have them
     assert said.peak - gradients <= 1.12 * peak.total

@@ -89,7 +89,7 @@ def test_gradients_flow_and_stay_finite() -> None:
     ("call", "says"),
     [
         (lambda: decompose(torch.ones(3)), r"W has shape \(3,\).*matrix \(d_out, d_in\)"),
-        (lambda: decompose(torch.ones(2, 2, dtype=torch.int8)), r"torch\.int8.*dequantised"),
+        (lambda: decompose(torch.ones(2, 2, dtype=torch.int8)), r"torch\.int8.*dequantized"),
         (lambda: recompose(torch.ones(3), torch.ones(2, 3)), r"m has shape \(3,\).*pass m of shape \(2,\)"),
         (lambda: recompose(torch.ones(2, 1), torch.ones(2, 3)), r"m has shape \(2, 1\)"),
         (lambda: magnitude_change(torch.ones(2, 3), torch.ones(3, 2)), "the same layer before and after"),

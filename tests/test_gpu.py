@@ -8,10 +8,19 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from dora_lesson import DoRALinear, LoRALinear, add_adapters, estimate, finetune, load_base, load_task_api, measure
+from dora_lesson import (
+    DoRALinear,
+    LoRALinear,
+    add_adapters,
+    estimate,
+    finetune,
+    load_base,
+    load_task_api,
+    measure_peak_memory,
+)
 from dora_lesson.models.shapes import random_llama
 from tests.parity import outputs_and_gradients, peft_layer, relative_error
-from tests.test_quantised import an_input, four_bit, moved
+from tests.test_linear4bit import an_input, four_bit, moved
 
 DEVICES = [
     "cpu",
@@ -86,4 +95,6 @@ def test_the_estimate_holds_in_half_precision(method, device):
     step()
     expected = estimate(model.config, method, batch_size=2, sequence_length=64, r=8, dtype=dtype)
     # A GPU's allocator hands out memory in pieces of 512 bytes and more.
-    assert expected.total == pytest.approx(measure(step, model, optimizer).total, rel=0.01 if device == "cpu" else 0.05)
+    assert expected.total == pytest.approx(
+        measure_peak_memory(step, model, optimizer).total, rel=0.01 if device == "cpu" else 0.05
+    )

@@ -327,7 +327,7 @@ def test_bad_arguments_are_refused(make: type[LoRALinear], arguments: dict, erro
 
 
 @BOTH
-def test_quantised_weights_are_refused(make: type[LoRALinear]) -> None:
+def test_quantized_weights_are_refused(make: type[LoRALinear]) -> None:
     base = nn.Linear(6, 5)
     base.weight = nn.Parameter(torch.zeros(15, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(TypeError, match=r"uint8.*16-bit or 32-bit"):

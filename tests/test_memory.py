@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from dora_lesson import add_adapters, estimate, held_bytes, load_base, measure
+from dora_lesson import add_adapters, estimate, held_bytes, load_base, measure_peak_memory
 from dora_lesson.memory.estimate import METHODS, OPTIMIZERS, adapter_parameters
 from dora_lesson.models.shapes import llama_config
 from tests.test_adapters import SOME, small_llama
@@ -43,11 +43,11 @@ def compare(model, size: dict[str, int], optimizer_class=torch.optim.AdamW, pass
     optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     step = one_step(model, optimizer, **size, passes=passes)
     step()  # which makes the optimizer's states
-    return measure(step, model, optimizer), optimizer
+    return measure_peak_memory(step, model, optimizer), optimizer
 
 
 @pytest.mark.parametrize(("method", "size"), [*((method, (2, 48)) for method in METHODS), ("full", (1, 11))])
-def test_the_estimate_is_what_a_step_of_the_embedded_model_takes(method: str, size: tuple[int, int]) -> None:
+def test_the_estimate_is_what_a_step_of_the_bundled_model_takes(method: str, size: tuple[int, int]) -> None:
     sizes = {"batch_size": size[0], "sequence_length": size[1]}
     model = prepared(load_base(four_bit=method.startswith("q"))[0], method, r=16)
     measured, optimizer = compare(model, sizes)
@@ -100,7 +100,7 @@ def test_logits_of_the_replies_alone(method: str) -> None:
         model(input_ids=tokens, attention_mask=padded, labels=tokens[:, -16:], logits_to_keep=16).loss.backward()
         optimizer.zero_grad()
 
-    measured = measure(step, model, optimizer)
+    measured = measure_peak_memory(step, model, optimizer)
     settings = {"batch_size": 2, "sequence_length": 48, "r": 16, "dtype": torch.float32, "optimizer": "sgd"}
     some, every = (estimate(model.config, method, **settings, reply_length=n) for n in (16, None))
     assert some.total == pytest.approx(measured.total, rel=STATED_ERROR)
@@ -149,7 +149,7 @@ def test_shapes_have_their_models_parameters(name: str, parameters: int) -> None
     assert total - trainable == parameters
 
 
-def test_the_quantisation_constants_without_double_quantisation() -> None:
+def test_the_quantization_constants_without_double_quantization() -> None:
     model = small_llama(**WIDE)
     linear = model.model.layers[0].mlp.up_proj
     layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compress_statistics=False)
@@ -158,20 +158,20 @@ def test_the_quantisation_constants_without_double_quantisation() -> None:
     one, many = (
         estimate(
             LlamaConfig(**(model.config.to_dict() | {"num_hidden_layers": n})), "qlora",
-            batch_size=1, sequence_length=8, double_quantisation=False,
-        ).parts["quantisation constants"]
+            batch_size=1, sequence_length=8, double_quantization=False,
+        ).parts["quantization constants"]
         for n in (1, 6)
     )  # fmt: skip
     assert many == 6 * one
     share = linear.weight.numel() / sum(
         module.weight.numel() for module in model.model.layers[0].modules() if isinstance(module, torch.nn.Linear)
     )
-    assert held_bytes(layer)["quantisation constants"] == pytest.approx(share * one, rel=0.05)
+    assert held_bytes(layer)["quantization constants"] == pytest.approx(share * one, rel=0.05)
 
 
 def test_the_printed_estimate_names_every_part_and_the_peak() -> None:
     said = repr(estimate(small_llama().config, "qdora", batch_size=1, sequence_length=8, r=2))
-    for part in ("weights", "quantisation constants", "adapters", "optimizer states", "activations", "peak"):
+    for part in ("weights", "quantization constants", "adapters", "optimizer states", "activations", "peak"):
         assert part in said
 
 
@@ -211,7 +211,7 @@ def test_measure_sees_what_is_made_and_freed_in_between() -> None:
         del a, b
         torch.zeros(500)
 
-    measured = measure(step, model)
+    measured = measure_peak_memory(step, model)
     assert measured.held == 400
     assert measured.rose == pytest.approx(8000, abs=32)
 

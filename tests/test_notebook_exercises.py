@@ -50,7 +50,7 @@ def said_by_cells(notebook: Any) -> dict[str, str]:
 
 
 def test_lesson_05_runs_on_another_llama(small_base: Path) -> None:
-    """On the GPU if there is one: no cell may count on the embedded model's size."""
+    """On the GPU if there is one: no cell may count on the bundled model's size."""
     path = next(path for path in notebooks.lessons() if path.stem.startswith("05"))
     said = said_by_cells(notebooks.execute(form.shortened(notebooks.read(path))))
     assert said["choose"].startswith(f"{small_base}, in 4 bits")

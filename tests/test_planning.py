@@ -31,7 +31,7 @@ def a_t4(monkeypatch, free: float = 15.0e9):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
 
-def test_the_embedded_model_needs_no_download_and_no_token():
+def test_the_bundled_model_needs_no_download_and_no_token():
     plan = plan_base(batch_size=1, sequence_length=64)
     assert plan.download == 0 and not plan.needs_token and plan.fits and not plan.gradient_checkpointing
     assert plan.seconds > 0

@@ -13,7 +13,7 @@ from dora_lesson.evidence.records import load_runs
 
 
 def test_every_line_has_a_kind_and_a_source_or_is_an_opinion() -> None:
-    lines = reasons.evidence_lines()
+    lines = reasons.findings()
     assert len({line.name for line in lines}) == len(lines)
     for line in lines:
         assert line.kind in reasons.KINDS and line.side in ("dora", "lora", "either")

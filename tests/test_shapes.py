@@ -10,8 +10,9 @@ import torch
 
 from dora_lesson.__main__ import main
 from dora_lesson.evidence.records import PROVENANCE
+from dora_lesson.memory.timing import measure_shape
 from dora_lesson.models import shapes
-from dora_lesson.models.shapes import llama_config, measure_shape, random_llama
+from dora_lesson.models.shapes import llama_config, random_llama
 
 SMALL = {
     "vocab_size": 512, "num_key_value_heads": 2, "num_attention_heads": 4, "hidden_size": 64,
@@ -59,7 +60,7 @@ def test_every_method_is_measured_and_lies_where_it_was_expected(small, capsys, 
 
 
 def test_what_does_not_fit_is_left_out_in_words(small, monkeypatch) -> None:
-    monkeypatch.setattr(shapes, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr("dora_lesson.memory.timing.free_bytes", lambda device: 1000)
     rows = measure_shape(small, tokens=8, rounds=1)
     assert [row["method"] for row in rows] == ["lora", "dora", "qlora", "qdora"]
     assert all(row["seconds"] is None and row["note"].startswith("does not fit: ") for row in rows)

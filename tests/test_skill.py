@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dora_lesson import recommend
-from dora_lesson.advisor.findings import evidence_lines
+from dora_lesson.advisor.findings import findings
 from dora_lesson.advisor.interpret import interpret, recorded_case
 from dora_lesson.advisor.skill import NAME, skill_text, write_skill
 
@@ -32,7 +32,7 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
         assert f"\n## {title}\n" in text
     for line in interpret(A, B, items=68):
         assert line in text
-    for line in evidence_lines():
+    for line in findings():
         assert str(line) in text
         assert f"\n- {line.source}\n" in text or not line.source
     assert found.snippet in text and "QDoRA, r = 16, beside QLoRA:" in text

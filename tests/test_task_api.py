@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
-from dora_lesson.task_api.dataset import ACTIONS, CATEGORIES, SPLITS, call_problem, find_call, load_task_api
-from dora_lesson.task_api.scoring import BANNED, RULES, is_right, normalise, persona_points, score
+from dora_lesson.task_api.calls import ACTIONS, find_call, validate_call
+from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, load_task_api
+from dora_lesson.task_api.scoring import BANNED, RULES, is_right, normalize, persona_points, score
 from tools.task_api_set import FOLDER, build, created, near_duplicates, text
 
 
@@ -147,9 +148,9 @@ def test_a_call_counts_if_it_says_the_same(call, same):
 
 def test_titles_agree_as_sets_of_words():
     create = {"action": "create", "title": "Call the bank", "priority": None}
-    assert normalise(create) == normalise({"action": "create", "title": "call bank."})
-    assert normalise(create) != normalise({"action": "create", "title": "call the dentist"})
-    assert normalise(create) != normalise(create | {"priority": "high"})
+    assert normalize(create) == normalize({"action": "create", "title": "call bank."})
+    assert normalize(create) != normalize({"action": "create", "title": "call the dentist"})
+    assert normalize(create) != normalize(create | {"priority": "high"})
 
 
 def test_a_deeply_nested_line_is_no_call():
@@ -249,4 +250,4 @@ def test_no_memorised_sentence_passes(sets):
 
 def test_every_reference_of_the_set_is_a_valid_call(sets):
     for items in sets.values():
-        assert not [1 for item in items if call_problem(find_call(item["messages"][2]["content"]))]
+        assert not [1 for item in items if validate_call(find_call(item["messages"][2]["content"]))]

@@ -1,10 +1,10 @@
 """Make the recorded runs of lessons 02, 04 and 05: `python -m tools.record_runs`.
 
-Every run fine-tunes the embedded Llama on the Task API set, follows how far its weights move, and scores it on held-out
+Every run fine-tunes the bundled Llama on the Task API set, follows how far its weights move, and scores it on held-out
 items. Runs are method × seed; a run that is there already is not made again, so the command can be stopped and started.
 Each keeps when and where it was made, and one that was made with other settings or versions is refused.
 With its defaults a run takes about two minutes on two CPU cores. `--steps 303` is one pass over the training chats.
-`--methods qbase qlora qdora` trains over a 4-bit base; such a run is scored merged to full size, and quantised again.
+`--methods qbase qlora qdora` trains over a 4-bit base; such a run is scored merged to full size, and quantized again.
 """
 
 from __future__ import annotations

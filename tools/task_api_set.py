@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, item_problem
+from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, validate_item
 from dora_lesson.task_api.scoring import content_words
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def item(name: str, category: str, record: Record) -> dict[str, Any]:
         {"role": "assistant", "content": f"{record['reply']}\n{json.dumps(call, ensure_ascii=False)}"},
     ]
     made = {"id": name, "category": category, "messages": messages}
-    if problem := item_problem(json.dumps(made)):
+    if problem := validate_item(json.dumps(made)):
         raise ValueError(problem)
     return made
 

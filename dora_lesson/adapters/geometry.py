@@ -76,7 +76,7 @@ def _require_matrix(W: Tensor, name: str) -> None:
     if W.ndim != 2 or not W.is_floating_point():
         raise ValueError(
             f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}, but a floating-point matrix (d_out, d_in) "
-            "is expected: pass the weight of one linear layer, dequantised if it is 4-bit."
+            "is expected: pass the weight of one linear layer, dequantized if it is 4-bit."
         )
 
 

@@ -1,20 +1,18 @@
-"""Put hand-written LoRA or DoRA layers into a model, take them out, and say what is in it."""
+"""Put hand-written LoRA or DoRA layers into a model, merge them, and take them out."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dora_lesson.adapters.layers import DoRALinear, LoRALinear
-from dora_lesson.adapters.linear4bit import frozen_rows, frozen_weight, is_four_bit, restore_order
+from dora_lesson.adapters.linear4bit import frozen_weight, is_four_bit, restore_order
 
-METHODS = {"lora": LoRALinear, "dora": DoRALinear}
+LAYERS = {"lora": LoRALinear, "dora": DoRALinear}
 
 
 def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
@@ -78,8 +76,8 @@ def add_adapters(
         ValueError: unknown method, names that do not match, or a model that has adapters already.
         TypeError: a selected module is no linear layer.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}, but one of {', '.join(METHODS)} is expected.")
+    if method not in LAYERS:
+        raise ValueError(f"method is {method!r}, but one of {', '.join(LAYERS)} is expected.")
     if adapted_layers(model) or hasattr(model, "peft_config"):
         raise ValueError("The model has adapters already: merge or remove them first.")
     names = matching_linears(model, target_modules)
@@ -87,7 +85,7 @@ def add_adapters(
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
-        layers = {n: METHODS[method](model.get_submodule(n), r, lora_alpha, lora_dropout) for n in names}  # type: ignore[arg-type]
+        layers = {n: LAYERS[method](model.get_submodule(n), r, lora_alpha, lora_dropout) for n in names}  # type: ignore[arg-type]
     except (TypeError, ValueError):
         for name, p in model.named_parameters():
             p.requires_grad_(name in was_trainable)
@@ -110,7 +108,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     """
     layers = some_layers(model)
     if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
-        raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantise the merged model.")
+        raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantize the merged model.")
     for name, layer in layers.items():
         replace_module(model, name, layer.merge(four_bit))
     quantizer = getattr(model, "hf_quantizer", None)
@@ -161,82 +159,3 @@ def _near(lost: Iterable[str], names: Iterable[str]) -> str:
     kinds = sorted({name.split(".")[-1] for name in names})
     near = [kind for entry in lost for kind in difflib.get_close_matches(entry, kinds, n=2, cutoff=0.5)]
     return f"did you mean {', '.join(near)}?" if near else f"the model's linear layers are {', '.join(kinds)}."
-
-
-# The report.
-
-
-@dataclass(repr=False)
-class AdapterReport:
-    """What `adapter_report` found: rows of (part, layers, trainable, formula), and the answer to "is it DoRA?"."""
-
-    rows: list[tuple[str, int, int, int]]
-    method: str
-    problems: list[str]
-    magnitude_moved: bool | None
-
-    @property
-    def trainable(self) -> int:
-        """Trainable parameters of all adapters."""
-        return sum(row[2] for row in self.rows)
-
-    @property
-    def is_dora(self) -> bool:
-        """Whether every adapted layer has a trainable magnitude."""
-        return self.method == "DoRA" and not self.problems
-
-    def __repr__(self) -> str:
-        lines = [f"{'part':10} layers  trainable    formula"]
-        total = ("all", sum(row[1] for row in self.rows), self.trainable, sum(row[3] for row in self.rows))
-        for part, layers, trainable, formula in [*self.rows, total]:
-            lines.append(f"{part:10} {layers:6} {trainable:10,} {formula:10,}")
-        moved = {None: "", True: "; magnitudes have moved", False: "; magnitudes are where they started"}
-        return "\n".join([*lines, f"method: {self.method}{moved[self.magnitude_moved]}", *self.problems])
-
-
-def adapter_report(model: nn.Module) -> AdapterReport:
-    """Count what the adapters in a model train, by part and against the formula, and say which method they are.
-
-    Works for this package's layers and for PEFT's. The formula is r (d_in + d_out) a layer, and d_out more for DoRA.
-
-    Raises:
-        ValueError: the model has no adapters.
-    """
-    rows: dict[str, list[int]] = {}
-    kinds: set[str] = set()
-    problems: list[str] = []
-    moved: list[bool] = []
-    for name, layer in model.named_modules():
-        parts = _parts(layer)
-        if parts is None:
-            continue
-        base, A, B, m = parts
-        kinds.add("LoRA" if m is None else "DoRA")
-        row = rows.setdefault(name.split(".")[-1], [0, 0, 0])
-        row[0] += 1
-        row[1] += sum(t.numel() for t in (A, B, m) if t is not None and t.requires_grad)
-        row[2] += A.shape[0] * (A.shape[1] + B.shape[0]) + (0 if m is None else B.shape[0])
-        if m is not None:
-            if A.requires_grad and not m.requires_grad:
-                problems.append(f"{name}: A and B train, but the magnitude is frozen.")
-            if not base.weight.is_meta:
-                start = torch.cat([rows.detach().to(m.dtype).norm(dim=1) for _, rows in frozen_rows(base)])
-                moved.append(not torch.allclose(m.detach(), start, rtol=1e-6))
-    if not rows:
-        raise ValueError("The model has no adapters: add them first.")
-    method = kinds.pop() if len(kinds) == 1 else "a mixture of LoRA and DoRA"
-    table = [(part, *row) for part, row in rows.items()]
-    return AdapterReport(table, method, problems, any(moved) if moved else None)  # type: ignore[arg-type]
-
-
-def _parts(layer: nn.Module) -> tuple[Any, Tensor, Tensor, Tensor | None] | None:
-    """The base layer, A, B and m (None for LoRA) of an adapted layer, this package's or PEFT's; None for any other."""
-    if isinstance(layer, LoRALinear):
-        return layer.base, layer.lora_A, layer.lora_B, getattr(layer, "magnitude", None)
-    if not hasattr(layer, "base_layer") or not getattr(layer, "lora_A", None):
-        return None
-    adapter = next(iter(layer.lora_A))  # type: ignore[arg-type]
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index, operator, union-attr]
-    vectors: Any = getattr(layer, "lora_magnitude_vector", {})
-    m = vectors[adapter].weight if adapter in vectors else None
-    return layer.base_layer, A, B, m

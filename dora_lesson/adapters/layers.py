@@ -21,9 +21,9 @@ from dora_lesson.adapters.linear4bit import (
     block_size,
     frozen_product,
     frozen_products,
-    frozen_rows,
     frozen_weight,
     is_four_bit,
+    iter_dequantized_rows,
     linear_like,
 )
 
@@ -77,14 +77,14 @@ class LoRALinear(nn.Module):
     def merge(self, four_bit: bool = False) -> nn.Linear:
         """A new frozen `nn.Linear` that computes what this layer computes in eval mode, in the base's dtype.
 
-        Over a 4-bit base that is the dtype it had before it was quantised; with `four_bit` the merged weight is
-        quantised again as the base was, and rounded as coarsely.
+        Over a 4-bit base that is the dtype it had before it was quantized; with `four_bit` the merged weight is
+        quantized again as the base was, and rounded as coarsely.
 
         Raises:
             ValueError: `four_bit` for a base that is not.
         """
         if four_bit and not is_four_bit(self.base):
-            raise ValueError("The base is not in 4 bits: merge without four_bit, and quantise the merged model.")
+            raise ValueError("The base is not in 4 bits: merge without four_bit, and quantize the merged model.")
         return linear_like(self.base, self.merged_weight(), four_bit)
 
     def extra_repr(self) -> str:
@@ -145,7 +145,7 @@ class DoRALinear(LoRALinear):
         V2 = W2 + 2 * s * (WA * B).sum(dim=1) + BA2
         cancelled = V2 < 0.1 * (W2 + BA2)
         if cancelled.any():
-            V = [W[cancelled[rows]] + s * B[rows][cancelled[rows]] @ A for rows, W in frozen_rows(self.base)]
+            V = [W[cancelled[rows]] + s * B[rows][cancelled[rows]] @ A for rows, W in iter_dequantized_rows(self.base)]
             V2[cancelled] = torch.cat(V).square().sum(dim=1)
         self._kept["V"] = key, V2.sqrt()
         return self._kept["V"][1]
@@ -160,7 +160,7 @@ class DoRALinear(LoRALinear):
         """‖W‖ per row, (d_out,), computed once until W changes."""
         W = self.base.weight
         if self._kept.get("W", (None,))[0] not in ("for good", _state(W)):
-            norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in frozen_rows(self.base)]
+            norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in iter_dequantized_rows(self.base)]
             self._kept["W"] = _state(W), torch.cat(norms)
         return self._kept["W"][1]
 

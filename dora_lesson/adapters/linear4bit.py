@@ -1,7 +1,7 @@
 """A frozen linear layer as adapters use it, in 16 or 32 bits or in bitsandbytes' 4: its product and its rows.
 
 Shapes: W (d_out, d_in), x (tokens, d_in). A 4-bit layer is a `bitsandbytes.nn.Linear4bit`, NF4 or FP4, with double
-quantisation or without (QLoRA, Dettmers et al., arXiv 2305.14314, section 3).
+quantization or without (QLoRA, Dettmers et al., arXiv 2305.14314, section 3).
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class _FourBitProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return (dy.to(ctx.dtype) @ dequantised(ctx.base, ctx.dtype)).to(dy.dtype), None, None
+        return (dy.to(ctx.dtype) @ dequantized(ctx.base, ctx.dtype)).to(dy.dtype), None, None
 
 
 def frozen_weight(base: nn.Linear) -> Tensor:
     """W, (d_out, d_in): the layer's own tensor, or its 4-bit weights unpacked."""
-    return dequantised(base) if is_four_bit(base) else base.weight
+    return dequantized(base) if is_four_bit(base) else base.weight
 
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
@@ -106,7 +106,7 @@ def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
     return layer
 
 
-def dequantised(base: Any, dtype: torch.dtype | None = None) -> Tensor:
+def dequantized(base: Any, dtype: torch.dtype | None = None) -> Tensor:
     """W of a 4-bit layer, (d_out, d_in), as its own product uses it."""
     from bitsandbytes.functional import dequantize_4bit
 
@@ -148,7 +148,7 @@ def restore_order(model: nn.Module) -> None:
             _quant_state(layer)
 
 
-def frozen_rows(base: Any) -> Iterator[tuple[slice, Tensor]]:
+def iter_dequantized_rows(base: Any) -> Iterator[tuple[slice, Tensor]]:
     """W in pieces of some hundred rows, in order, each with the slice of rows that it holds."""
     from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 

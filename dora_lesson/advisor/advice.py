@@ -10,7 +10,7 @@ from typing import Any
 from dora_lesson.advisor import findings as reasons
 from dora_lesson.advisor.memory_fit import Fit, needed_gb, parameters
 from dora_lesson.advisor.request import PACKED, PRIORITIES, Request
-from dora_lesson.evidence.stats import NAMES
+from dora_lesson.core import METHODS as ALL
 from dora_lesson.models.shapes import SHAPES, llama_config
 from dora_lesson.multi_gpu.config import METHODS
 
@@ -57,7 +57,7 @@ def why(request: Request, fit: Fit) -> Lines:
         yield str(reasons.line("packed again"))
     elif request.priority == "memory":
         trained, total = parameters(request.config, "lora", fit.r)
-        packed = fit.expected.parts["weights"] + fit.expected.parts["quantisation constants"]
+        packed = fit.expected.parts["weights"] + fit.expected.parts["quantization constants"]
         yield (
             f"memory is first, and in 4 bits the weights take {packed / 1e9:.1f} GB in place of "
             f"{2 * (total - trained) / 1e9:.1f}"
@@ -70,7 +70,7 @@ def why(request: Request, fit: Fit) -> Lines:
     if dora:
         plain = "QLoRA" if four_bit else "LoRA"
         yield (
-            f"quality is first and the adapter is merged, so {NAMES[fit.method]} is a candidate, to be run beside "
+            f"quality is first and the adapter is merged, so {ALL[fit.method].label} is a candidate, to be run beside "
             f"{plain}: its price is paid in training, not when answering"
         )
         yield str(reasons.line("sweep, 4 bits" if four_bit else "sweep"))
@@ -159,7 +159,7 @@ def _larger_card(request: Request, now: str | None, ask: Ask) -> Lines:
     for method in METHODS:
         card = math.ceil(10 * needed_gb(request.least(method).peak)) / 10
         if method != now and card > request.vram_gb and ask(replace(request, vram_gb=card)) == method:
-            cards.append((card, NAMES[method]))
+            cards.append((card, ALL[method].label))
     if cards:
         yield "on a larger card, bought or rented: " + ", ".join(f"{name} from {gb:g} GB" for gb, name in sorted(cards))
 
@@ -194,5 +194,5 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _named(method: str) -> str:
-    beside = f", beside {NAMES[method[:-4] + 'lora']}" if method.endswith("dora") else ""
-    return NAMES[method] + beside
+    beside = f", beside {ALL[method[:-4] + 'lora'].label}" if method.endswith("dora") else ""
+    return ALL[method].label + beside

@@ -30,7 +30,7 @@ class Line:
         return f"{self.text} [{self.kind}: {self.source}]" if self.source else f"{self.text} [{self.kind}]"
 
 
-def evidence_lines() -> list[Line]:
+def findings() -> list[Line]:
     """All lines, the course's own records first. What is read from a record follows the record."""
     return [*_measured(), *_published(), *_OPINIONS]
 
@@ -41,7 +41,7 @@ def line(name: str) -> Line:
     Raises:
         ValueError: there is none.
     """
-    found = {known.name: known for known in evidence_lines()}
+    found = {known.name: known for known in findings()}
     if name not in found:
         raise ValueError(f"There is no line {name!r}; there are: {', '.join(found)}.")
     return found[name]
@@ -65,7 +65,7 @@ def _seeds() -> list[Line]:
             side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
             shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
             verdict = shown if gap.measurable else not_shown
-            text = f"{names}, {label}, 40 steps of the embedded model: {gap}; {verdict}."
+            text = f"{names}, {label}, 40 steps of the bundled model: {gap}; {verdict}."
             lines.append(Line(f"{record}, {what}", side, "measured", text, f"data/records/{record}.json"))
     return lines
 
@@ -92,14 +92,14 @@ def _sweep() -> list[Line]:
         first = next(iter(found.values()))
         text = (
             f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
-            f"tuned for it where nothing else is said, {first.pairs} seeds, 24 steps of the embedded model: "
+            f"tuned for it where nothing else is said, {first.pairs} seeds, 24 steps of the bundled model: "
             f"{'; '.join(said)}. Zero is outside {len(shown)} of {len(found)}."
         )
         lines.append(Line(name, side, "measured", text, "data/records/sweep"))
     packed = compare(arm(runs, "lora", 8), arm(runs, "qlora", 8))
     text = (
         f"What 4 bits cost: QLoRA minus LoRA, r = 8, held-out loss in nats a token, each at a rate tuned for it, "
-        f"{packed.pairs} seeds, 24 steps of the embedded model: {_interval(packed)}."
+        f"{packed.pairs} seeds, 24 steps of the bundled model: {_interval(packed)}."
     )
     return [*lines, Line("cost of 4 bits", "either", "measured", text, "data/records/sweep")]
 
@@ -180,7 +180,7 @@ def _published() -> tuple[Line, ...]:
             *("packed bases", "lora", "published"),
             "PEFT 0.21 refuses DoRA on bases packed by GPTQ, AWQ, AQLM or EETQ and on Transformer-Engine layers; with "
             "torchao only int8 weight-only takes it.",
-            _where("support/other quantised layers", "support/torchao"),
+            _where("support/other quantized layers", "support/torchao"),
         ),
         Line(
             *("deepspeed", "lora", "published"),

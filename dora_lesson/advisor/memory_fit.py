@@ -125,7 +125,7 @@ def peft_extra(config: Any, method: str, tokens: int, gradient_checkpointing: bo
 
     PEFT (0.21, `tuners/lora/layer.py` and `dora.py`) works in the adapter's float32 on a 16-bit base, so that outputs
     are there in two sizes; its DoRA forms the dense B·A and the weight's norm for every pass, by way of an identity
-    matrix of d_in rows. The factors were read off measured steps (`probes.measure`) of small Llamas in bfloat16, 16-bit
+    matrix of d_in rows. The factors were read off measured steps of small Llamas in bfloat16, over 16-bit
     and 4-bit bases alike, and `tests/test_fitting.py` holds them to such a step:
 
     - for every output of an adapted layer and token, 2 bytes for LoRA and 6 for DoRA; with checkpointing 5 and 8 for

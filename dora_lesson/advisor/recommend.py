@@ -13,7 +13,7 @@ from dora_lesson.advisor import advice
 from dora_lesson.advisor.memory_fit import Fit, find_fit
 from dora_lesson.advisor.request import PACKED, Request, checked
 from dora_lesson.advisor.snippet import lora_config, snippet
-from dora_lesson.evidence.stats import NAMES
+from dora_lesson.core import METHODS as ALL
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def recommend(
 
     DoRA is named, as a candidate to be run beside LoRA, where quality is first, the adapter will be merged, the stack
     takes it and a step of it fits: elsewhere its price is certain and its gain small or not shown
-    (`reasons.evidence_lines`). The base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is
+    (`reasons.findings`). The base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is
     first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
 
     Args:
         vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it.
-        model: a shape of `llama_config`, "embedded", a model of the hub, or a configuration of transformers.
+        model: a shape of `llama_config`, "bundled", a model of the hub, or a configuration of transformers.
         priority: quality, time or memory.
         inference: merged (into 16-bit weights, after training), unmerged (the adapter beside the 16-bit base) or 4-bit
             (the adapter beside a packed base).
@@ -125,7 +125,7 @@ def recommend(
     dtype = "bfloat16" if bfloat16 else "float16"
     return Recommendation(
         request=request,
-        method=NAMES[fit.method],
+        method=ALL[fit.method].label,
         fit=fit,
         answers={"fits": True, "sixteen": fit.method[0] != "q", "dora": fit.method.endswith("dora")},
         config=lora_config(fit),

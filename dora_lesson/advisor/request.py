@@ -11,7 +11,7 @@ import torch
 
 from dora_lesson.advisor.memory_fit import Fit, setting, usable_bytes
 from dora_lesson.memory.plan import KNOWN
-from dora_lesson.models.load import EMBEDDED, hub_config
+from dora_lesson.models.load import BUNDLED, hub_config
 from dora_lesson.models.shapes import SHAPES, llama_config
 
 PRIORITIES = ("quality", "time", "memory")
@@ -85,7 +85,7 @@ def _resolved(model: Any) -> tuple[str, str, Any]:
         return name, name, _like_a_llama(model)
     shape = KNOWN[model][0] if model in KNOWN else model
     if shape in SHAPES:
-        return shape, model if model in KNOWN and model != EMBEDDED else _HUB[shape], llama_config(shape)
+        return shape, model if model in KNOWN and model != BUNDLED else _HUB[shape], llama_config(shape)
     if "/" not in model and not Path(model).is_dir():
         raise ValueError(f"model is {model!r}, but one of {', '.join(SHAPES)}, or a model of the hub, is expected.")
     return model, model, _like_a_llama(hub_config(model))

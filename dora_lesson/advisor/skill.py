@@ -7,11 +7,11 @@ import itertools
 import re
 from pathlib import Path
 
-from dora_lesson.advisor.findings import Line, evidence_lines
+from dora_lesson.advisor.findings import Line, findings
 from dora_lesson.advisor.interpret import Scores, interpret
 from dora_lesson.advisor.memory_fit import setting, usable_bytes
 from dora_lesson.advisor.recommend import Recommendation
-from dora_lesson.evidence.stats import NAMES
+from dora_lesson.core import METHODS as ALL
 from dora_lesson.memory.estimate import adapter_parameters
 from dora_lesson.multi_gpu.config import METHODS
 
@@ -63,7 +63,7 @@ def skill_text(
     recommendation: Recommendation, a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("LoRA", "DoRA")
 ) -> str:
     """The whole file: front matter, decision rule, comparison, evidence, results, configurations, limits, sources."""
-    lines = evidence_lines()
+    lines = findings()
     sections = {
         "Decision rule": _RULE,
         "Methods compared": _comparison(recommendation),
@@ -111,7 +111,7 @@ def _comparison(recommendation: Recommendation) -> str:
         found = setting(asked.config, method, size, again, **asked.sizes)
         trained = adapter_parameters(asked.config, method.removeprefix("q"), r=asked.r)[0]
         fits = "yes" if found.peak <= usable_bytes(asked.vram_gb) else "no"
-        rows.append(f"| {NAMES[method]} | {trained:,} | {found.peak / 1e9:.1f} | {fits} |")
+        rows.append(f"| {ALL[method].label} | {trained:,} | {found.peak / 1e9:.1f} | {fits} |")
     return "\n".join([
         f"{asked.label}, r = {asked.r} on all linear layers, {size} × {asked.sequence_length} tokens a pass, "
         f"checkpointing {'on' if again else 'off'}, PEFT's layers; estimated with dora_lesson, not measured here.",
@@ -141,7 +141,7 @@ _RULE = """\
 
 _OTHERS = """\
 All four are one `LoraConfig`; `use_dora=True` makes DoRA of LoRA, and a base loaded with `BitsAndBytesConfig` (NF4,
-double quantisation) makes QLoRA and QDoRA of them. Keep `lora_alpha / r` the same when you compare, and
+double quantization) makes QLoRA and QDoRA of them. Keep `lora_alpha / r` the same when you compare, and
 `lora_dropout=0.0` with DoRA in PEFT.
 
 | method | base | `use_dora` |

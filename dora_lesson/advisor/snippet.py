@@ -29,7 +29,7 @@ def snippet(fit: Fit, model_id: str, dtype: str, packed_already: bool = False) -
         fit: the setting.
         model_id: of the hub, or a folder.
         dtype: bfloat16 or float16.
-        packed_already: whether the checkpoint is quantised itself, so that it carries its own configuration.
+        packed_already: whether the checkpoint is quantized itself, so that it carries its own configuration.
     """
     four_bit = fit.method.startswith("q") and not packed_already
     kwargs = "\n".join(f"    {key}={_quoted(value)}," for key, value in lora_config(fit).items())
@@ -41,7 +41,7 @@ packing = BitsAndBytesConfig(
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.{dtype},
 )"""
-    quantised = "\n    quantization_config=packing," if four_bit else ""
+    quantized = "\n    quantization_config=packing," if four_bit else ""
     again = _checkpointing() if fit.gradient_checkpointing else ""
     scaled = "\n    fp16=torch.cuda.is_available(),  # scales the loss: gradients pass through float16"
     return f"""\
@@ -51,7 +51,7 @@ from transformers import {names}
 {packing if four_bit else ""}
 model = AutoModelForCausalLM.from_pretrained(
     "{model_id}",
-    dtype=torch.{dtype},{quantised}
+    dtype=torch.{dtype},{quantized}
     device_map="auto",
 )
 config = LoraConfig(

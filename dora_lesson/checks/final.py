@@ -126,7 +126,7 @@ def _bits(answer: Any) -> str | None:
     right = 4 + 8 / 64 + 32 / (64 * 256)
     slips = [
         (4, 1e-3, "that is the codes alone; what do the scales add?"),
-        (4.5, 1e-3, "that is without double quantisation"),
+        (4.5, 1e-3, "that is without double quantization"),
         (4.125, 5e-4, "the scales of the scales are missing, 32 bits for 64 · 256 weights"),
         (right, 0.005, "that is near; keep all decimals until the end, and then three"),
     ]
@@ -198,7 +198,7 @@ _TASKS = (
     Task(
         "05",
         "account for every byte",
-        "Bits a weight in NF4 with double quantisation, to three decimals?",
+        "Bits a weight in NF4 with double quantization, to three decimals?",
         4.127,
         _bits,
     ),

@@ -139,7 +139,7 @@ def _suspect_forwards(
         (linear(row * V / _length(V).square()), "V is divided by its squared norm; take the square root."),
         (
             lambda: m * F.linear(x, V) / F.linear(x, V).norm(dim=-1, keepdim=True) + bias,
-            "the output is normalised, not the weight; take the norm of the rows of V before x comes in.",
+            "the output is normalized, not the weight; take the norm of the rows of V before x comes in.",
         ),
         (
             lambda: x @ (row * V / _length(V)) + bias,
@@ -153,7 +153,7 @@ _KEEPDIM = (
     "a vector of one number per row was spread over the columns, and broadcast by luck since W is square here; "
     "use keepdim=True or [:, None]."
 )
-_UPDATE_ALONE = "the update B A is normalised by itself; take the norm of W plus the update."
+_UPDATE_ALONE = "the update B A is normalized by itself; take the norm of W plus the update."
 
 
 def _examine_gradients(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dora_lesson.adapters.inject import adapter_report
+from dora_lesson.adapters.report import adapter_report
 from dora_lesson.checks.runner import call, expect, plain, verdict
 
 Attempt = Callable[..., Any]
 BUDGET = 900_000
-SHAPE: dict[str, Any] = {  # the embedded Llama's, without its weights
+SHAPE: dict[str, Any] = {  # the bundled Llama's, without its weights
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip

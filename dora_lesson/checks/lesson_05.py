@@ -108,7 +108,7 @@ def _examine_bytes(attempt: Attempt) -> None:
             ("in bits; divide by 8", 8 * right),
             ("as if all weights were packed; P − Q of them stay in 16 bits", right - 2 * (P - Q) + (P - Q) / 2),
             ("without the scales of the blocks", right - Q / 64 - 4 * Q / (64 * 256)),
-            ("with scales of 4 bytes; double quantisation packs them into 1", right + 3 * Q / 64 - 4 * Q / (64 * 256)),
+            ("with scales of 4 bytes; double quantization packs them into 1", right + 3 * Q / 64 - 4 * Q / (64 * 256)),
             ("without the optimizer's two states", right - 8 * N),
             ("short of 4 bytes a trained number: the adapter takes 4, and AdamW keeps two states of 4", right - 4 * N),
             ("without the adapters and their states", right - 12 * N),

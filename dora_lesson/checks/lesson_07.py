@@ -9,7 +9,7 @@ from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
 from dora_lesson.checks.runner import Wrong, call, expect, expect_number, verdict
-from dora_lesson.task_api.dataset import item_problem, load_task_api
+from dora_lesson.task_api.dataset import load_task_api, validate_item
 
 Attempt = Callable[..., Any]
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
@@ -133,7 +133,7 @@ def _examine_item(attempt: Attempt) -> None:
         line = json.dumps(item)
     except (TypeError, ValueError) as error:
         raise Wrong(f"it cannot be written as JSON ({error}); use texts, lists and dicts, such as str(...).") from None
-    problem = item_problem(line)
+    problem = validate_item(line)
     expect(problem is None, f"{problem}.")
     known = load_task_api("train")[0]["messages"][0]["content"]
     persona = item["messages"][0]["content"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from dora_lesson.environment import DATA
+from dora_lesson.core import DATA
 
 # "abstract": of that paper only the abstract was read. "thread": somebody reported it in public.
 STATUSES = ("paper", "abstract", "thread", "repository", "documentation", "record", "computed", "measured")

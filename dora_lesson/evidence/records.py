@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dora_lesson.environment import DATA
+from dora_lesson.core import DATA
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
 _RECORDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")

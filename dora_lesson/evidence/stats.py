@@ -1,17 +1,16 @@
-"""Comparisons that a lesson may rest on: paired differences with their intervals, and times fair to compare."""
+"""Comparisons that a lesson may rest on: paired differences with their intervals."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+
+from dora_lesson.core import METHODS
 
 
 @dataclass(frozen=True)
@@ -214,50 +213,10 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
     return spread * float(optimize.brentq(missing, 0, 3 * critical**0.5)) / pairs**0.5
 
 
-NAMES = {"lora": "LoRA", "dora": "DoRA", "full": "full fine-tuning", "qlora": "QLoRA", "qdora": "QDoRA"}
-
-
 def _names(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:
     a, b = _name(first), _name(second)
     return (f"{a} (first arm)", f"{b} (second arm)") if a == b else (a, b)
 
 
 def _name(config: dict[str, Any]) -> str:
-    return NAMES.get(config["method"], config["method"])
-
-
-def time_in_turns(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:
-    """Median seconds of a forward and backward pass of each layer, the layers taking turns.
-
-    Taking turns lets whatever else the machine does hit all layers alike: compare ratios within one call.
-
-    Args:
-        layers: name to layer; all map x (..., d_in) to the same shape.
-        x: the input, on the layers' device.
-        rounds: timed turns a layer, after one that is not counted.
-
-    Raises:
-        ValueError: `rounds` is below 1.
-    """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, but at least one timed round is expected: pass 7 or more.")
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    x = x.detach().requires_grad_()
-    dy = torch.randn_like(next(iter(layers.values()))(x))
-    order = [*layers]
-    for _ in range(rounds + 1):
-        for name in order:
-            _wait(x)
-            started = time.perf_counter()
-            layers[name](x).backward(dy)
-            _wait(x)
-            times[name].append(time.perf_counter() - started)
-            x.grad = None
-            layers[name].zero_grad()
-        order = order[1:] + order[:1]  # nobody always runs after the one that leaves the memory in disarray
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
+    return METHODS[config["method"]].label if config["method"] in METHODS else str(config["method"])

@@ -3,7 +3,7 @@
 `python -m tools.bench` prints two tables. All layers of a row group take turns in one process, so that what the machine
 does meanwhile hits them alike, and ratios to PEFT's LoRA (QLoRA in 4 bits) within that run are what to compare. "Saved"
 is the memory of tensors that autograd keeps from forward to backward, beside the parameters and what the layer holds
-anyway (the DoRA layer holds two vectors, ‖W‖ and ‖V‖). A whole step is one of the embedded Llama on 4 × 128 tokens.
+anyway (the DoRA layer holds two vectors, ‖W‖ and ‖V‖). A whole step is one of the bundled Llama on 4 × 128 tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dora_lesson import DoRALinear, LoRALinear, add_adapters, load_base, saved_bytes
-from dora_lesson.evidence.stats import time_in_turns
+from dora_lesson.memory.timing import benchmark_interleaved
 from tests.parity import parameters_of, peft_layer
 from tools.lift import lift
 
@@ -50,7 +50,7 @@ def contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
 
 
 def four_bit_contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
-    """The same over one NF4 layer with double quantisation that multiplies in float32."""
+    """The same over one NF4 layer with double quantization that multiplies in float32."""
     base: Any = bnb.nn.Linear4bit(d_in, d_out, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     base = base.to("cpu").requires_grad_(False)
     layers = {
@@ -67,17 +67,17 @@ def four_bit_contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
 
 
 def whole_steps(rounds: int) -> dict[str, float]:
-    """Median seconds of a training step of the embedded Llama, the models taking turns."""
+    """Median seconds of a training step of the bundled Llama, the models taking turns."""
     from bitsandbytes.nn import Linear4bit
 
     models: dict[str, Any] = {}
-    for bits, quantised in (("", False), ("Q", True)):
+    for bits, quantized in (("", False), ("Q", True)):
         for name, use_dora in (("LoRA", False), ("DoRA", True)):
             config = LoraConfig(r=16, lora_alpha=16, target_modules=MODULES, use_dora=use_dora)
-            model = load_base(dtype="float32", four_bit=quantised)[0]
-            assert any(isinstance(module, Linear4bit) for module in model.modules()) == quantised
+            model = load_base(dtype="float32", four_bit=quantized)[0]
+            assert any(isinstance(module, Linear4bit) for module in model.modules()) == quantized
             models[f"{bits}{name} (PEFT)"] = get_peft_model(model, config).train()
-            model = load_base(dtype="float32", four_bit=quantised)[0]
+            model = load_base(dtype="float32", four_bit=quantized)[0]
             add_adapters(model, name.lower(), r=16, lora_alpha=16, target_modules=MODULES)
             models[f"{bits}{name} (ours)"] = model.train()
     tokens = torch.randint(1000, 20000, (4, 128))
@@ -117,7 +117,7 @@ def main() -> None:
         layers = make(d_in, d_out, r)
         reference = [*layers][1]
         x = torch.randn(1, tokens, d_in, requires_grad=True)
-        seconds = time_in_turns(layers, x, arguments.rounds)
+        seconds = benchmark_interleaved(layers, x, arguments.rounds)
         saved = {name: saved_bytes(layer, x) for name, layer in layers.items()}
         for name in layers:
             ratio, extra = seconds[name] / seconds[reference], saved[name] - saved[reference]

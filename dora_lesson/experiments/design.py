@@ -11,43 +11,13 @@ from typing import Any
 import yaml
 
 from dora_lesson.evidence.stats import detectable
+from dora_lesson.training.paired_run import Setting
 
 METHODS = ("lora", "dora", "full", "qlora", "qdora")
 DESIGN = Path(__file__).parent / "sweep.yaml"
 DTYPES = ("float32", "bfloat16", "float16")
 _SIZE = ("ranks", "alpha_over_r", "lora_dropout", "A_spread")  # of adapters; full fine-tuning has none
 PER_RUN: dict[str, Any] = {"learning_rate": 0.0, "seed": 0, "split": ""}  # what the runs of an arm get one by one
-
-
-@dataclass(frozen=True)
-class Setting:
-    """All that decides a run.
-
-    `base` None is the embedded model. `A_spread` is the standard deviation of A at the start, if it is drawn from a
-    normal distribution; 0 is PEFT's start, Kaiming uniform.
-    """
-
-    base: str | None
-    method: str
-    r: int
-    lora_alpha: float
-    lora_dropout: float
-    A_spread: float
-    target_modules: tuple[str, ...]
-    learning_rate: float
-    seed: int
-    steps: int
-    batch_size: int
-    split: str
-    held_out: int
-    dtype: str
-    schedule: str = "linear, a tenth of the steps of warm-up; AdamW without weight decay"
-
-    @property
-    def name(self) -> str:
-        """Of the record's file: what tells the runs of one design apart."""
-        size = f"-r{self.r}-alpha{self.lora_alpha:g}" if self.r else ""
-        return f"{self.method}{size}-rate{self.learning_rate:g}-{self.split}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

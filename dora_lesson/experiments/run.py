@@ -7,15 +7,13 @@ replies, which tells methods apart long before a score of whole replies does. `e
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
 import math
 import multiprocessing
 import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -23,76 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from dora_lesson.adapters.inject import adapted_layers, add_adapters
-from dora_lesson.environment import SetupError
+from dora_lesson.core import SetupError
 from dora_lesson.evidence.records import provenance, read_runs, versions
 from dora_lesson.evidence.stats import loss_to_rank
-from dora_lesson.experiments.design import PER_RUN, Design, Setting
-from dora_lesson.models.load import load_base
-from dora_lesson.task_api.dataset import Item, encode_chat, load_task_api
-from dora_lesson.training.finetune import Collator, finetune
-
-
-def one_run(setting: Setting, command: str) -> dict[str, Any]:
-    """Train, judge on the held-out chats, and return the record of the run, which names the command that makes it."""
-    four_bit = setting.method.startswith("q")
-    model, tokenizer = load_base(setting.base or "embedded", four_bit=four_bit, dtype=setting.dtype)
-    torch.manual_seed(setting.seed)
-    if setting.method == "full":
-        model.requires_grad_(True)
-    else:
-        size: dict[str, Any] = {"r": setting.r, "lora_alpha": setting.lora_alpha, "lora_dropout": setting.lora_dropout}
-        add_adapters(model, setting.method[-4:], **size, target_modules=setting.target_modules)
-    if setting.A_spread:
-        for layer in adapted_layers(model).values():
-            torch.nn.init.normal_(layer.lora_A, std=setting.A_spread)
-    began = time.process_time()
-    result = finetune(
-        model, tokenizer, load_task_api("train"), steps=setting.steps, batch_size=setting.batch_size,
-        learning_rate=setting.learning_rate, seed=setting.seed, label=setting.name,
-    )  # fmt: skip
-    spent = time.process_time() - began
-    clock = {} if torch.cuda.is_available() else {"processor_seconds": round(spent, 2)}
-    losses, right = reply_losses(model, tokenizer, list(load_task_api(setting.split))[: setting.held_out])
-    return {
-        **provenance(command, [setting.seed]),
-        "config": _config(setting),
-        "trained_parameters": result.trained_parameters,
-        "seconds": round(result.seconds, 2),
-        **clock,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "losses": [round(loss, 4) for loss in result.losses],
-        "scores": {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)},
-        "item_losses": [round(loss, 4) for loss in losses],
-    }
-
-
-@torch.no_grad()
-def reply_losses(
-    model: Any, tokenizer: Any, items: Iterable[Item], batch_size: int = 4
-) -> tuple[list[float], list[float]]:
-    """For each item, over its reply's tokens: the mean loss (nats a token), and the share guessed right at first."""
-    chats = [encode_chat(tokenizer, item["messages"]) for item in items]
-    order = sorted(range(len(chats)), key=lambda i: len(chats[i]["input_ids"]))
-    collate, device = Collator(tokenizer.pad_token_id), next(model.parameters()).device
-    losses, right = [0.0] * len(chats), [0.0] * len(chats)
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([chats[i] for i in chosen])
-        labels = batch.pop("labels")[:, 1:].to(device)
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        logits = model(**batch).logits[:, :-1].float()
-        loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        counts = (labels != -100).sum(dim=1)
-        means = (loss.sum(dim=1) / counts).tolist()
-        hits = ((logits.argmax(dim=-1) == labels).sum(dim=1) / counts).tolist()
-        for i, mean, share in zip(chosen, means, hits, strict=True):
-            losses[i], right[i] = mean, share
-    return losses, right
+from dora_lesson.experiments.design import PER_RUN, Design
+from dora_lesson.task_api.dataset import load_task_api
+from dora_lesson.training.paired_run import Setting, as_config, one_run
 
 
 def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[str, Any]]:
@@ -197,7 +133,7 @@ def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple
 
 def _quiet_run(setting: Setting, command: str) -> dict[str, Any]:
     with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar would be one of several
-        return one_run(setting, command)
+        return provenance(command, [setting.seed]) | one_run(setting)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -213,7 +149,7 @@ def _require_own_runs(folder: Path, design: Design) -> None:
     for name, record in read_runs(folder).items():
         found = record["config"]
         own = {key: found.get(key) for key in PER_RUN}
-        arms = [_config(arm) | own for arm, _ in design.arms]
+        arms = [as_config(arm) | own for arm, _ in design.arms]
         size = [arm for arm in arms if all(arm[key] == found.get(key) for key in ("method", "r", "lora_alpha"))]
         if found in size:
             continue
@@ -225,7 +161,3 @@ def _require_own_runs(folder: Path, design: Design) -> None:
             f"{folder.name}/{name}.json is no run of this design: {differing}. Nothing is written over: pass another "
             "--folder, or move the old records away."
         )
-
-
-def _config(setting: Setting) -> dict[str, Any]:
-    return {**dataclasses.asdict(setting), "target_modules": list(setting.target_modules)}

@@ -6,47 +6,20 @@ import base64
 import html
 import io
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by colour-blind readers too.
-OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "purple": "#CC79A7",
-    "grey": "#666666",
-}
-
+from dora_lesson.core import METHODS as ALL_METHODS
+from dora_lesson.core import OKABE_ITO
 
 Point = tuple[float, float]
 
 
-class Look(NamedTuple):
-    """How one method is drawn in every lesson: never by colour alone."""
-
-    color: str
-    marker: str
-    linestyle: str | tuple[int, tuple[int, ...]]
-
-
-METHODS = {
-    "base": Look(OKABE_ITO["grey"], "x", ":"),
-    "full fine-tuning": Look(OKABE_ITO["black"], "s", "-"),
-    "LoRA": Look(OKABE_ITO["orange"], "o", "--"),
-    "DoRA": Look(OKABE_ITO["blue"], "^", "-"),
-    "QLoRA": Look(OKABE_ITO["vermilion"], "v", "-."),
-    "QDoRA": Look(OKABE_ITO["green"], "D", (0, (5, 1, 1, 1, 1, 1))),
-}
-
+METHODS = {method.label: method for method in ALL_METHODS.values()}  # by the name in prose
 WIDTH = 6.4  # inches; at DPI this is 704 pixels, what a Colab output column holds
 DPI = 110
 
@@ -120,7 +93,7 @@ def show(fig: Figure, alt: str) -> None:
 
 
 _GROUPS = {  # label: parts of an estimate, colour, hatch
-    "weights": (("weights", "quantisation constants"), "blue", ""),
+    "weights": (("weights", "quantization constants"), "blue", ""),
     "adapters, optimizer": (("adapters", "optimizer states"), "orange", "//"),
     "activations, temporaries": (("activations", "temporaries"), "sky", ".."),
 }

@@ -97,7 +97,7 @@ def estimate(
     optimizer: str = "adamw",
     gradient_checkpointing: bool = False,
     gradient_accumulation_steps: int = 1,
-    double_quantisation: bool = True,
+    double_quantization: bool = True,
     reply_length: int | None = None,
 ) -> MemoryEstimate:
     """Bytes of fine-tuning a model of this configuration, part by part, without its weights.
@@ -106,8 +106,8 @@ def estimate(
     element of `dtype`:
 
     - weights: e P; in 4 bits e (P − Q) + Q / 2 (QLoRA paper, section 3).
-    - quantisation constants: for a layer with n = d_in d_out / 64 blocks, n + 4 ⌈n / 256⌉ and 1,092 bytes of tables
-      with double quantisation, else 4 n + 64.
+    - quantization constants: for a layer with n = d_in d_out / 64 blocks, n + 4 ⌈n / 256⌉ and 1,092 bytes of tables
+      with double quantization, else 4 n + 64.
     - adapters: 4 N, and for DoRA 8 a magnitude, for the norms ‖W‖ and ‖V‖ that the layer keeps.
     - gradients: 4 N; for full fine-tuning e P, and twice the embedding more where it is the output layer too, whose two
       gradients are made apart and then added.
@@ -124,7 +124,7 @@ def estimate(
     The layers are this package's, without dropout, and batches are padded; PEFT's DoRA makes and saves more. Left out
     are what the process, the CUDA context (up to 1 GB) and the allocator's gaps take, work inside one block of the
     backward pass, and the scores of all pairs of tokens where a card has no fused attention for the case. Against
-    measured steps, the peak is within 1 % on the embedded model, for all five methods, and within 5 % (12 % with
+    measured steps, the peak is within 1 % on the bundled model, for all five methods, and within 5 % (12 % with
     checkpointing) on models of so few words that a block outweighs the loss.
 
     Args:
@@ -138,7 +138,7 @@ def estimate(
         optimizer: adamw, adamw_8bit or sgd.
         gradient_checkpointing: whether blocks are run again in the backward pass.
         gradient_accumulation_steps: passes a step.
-        double_quantisation: whether the scales of 4-bit weights are packed too.
+        double_quantization: whether the scales of 4-bit weights are packed too.
 
     Raises:
         ValueError: an unknown method or optimizer, a number below 1, or names that match nothing.
@@ -175,7 +175,7 @@ def estimate(
         method,
         {
             "weights": e * (P - Q) + Q // 2,
-            "quantisation constants": sum(_constants(layer, double_quantisation) for layer in linears) if Q else 0,
+            "quantization constants": sum(_constants(layer, double_quantization) for layer in linears) if Q else 0,
             "adapters": 4 * (N + outputs) + 8 * outputs,
             "optimizer states": states,
             "gradients": e * (P + tied) if full else 4 * (N + outputs),

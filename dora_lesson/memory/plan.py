@@ -11,7 +11,7 @@ import torch
 
 from dora_lesson.memory.estimate import adapter_parameters, estimate
 from dora_lesson.models.load import (
-    EMBEDDED,
+    BUNDLED,
     OPEN_ALTERNATIVE,
     chosen_base,
     default_device,
@@ -23,7 +23,7 @@ from dora_lesson.models.shapes import llama_config
 
 # Models whose shape is known without asking the hub, and whether their licence has to be accepted there first.
 KNOWN = {
-    EMBEDDED: ("smollm2-135m", False),
+    BUNDLED: ("smollm2-135m", False),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama-3.2-1b", True),
     "meta-llama/Llama-3.1-8B-Instruct": ("llama-3.1-8b", True),
     OPEN_ALTERNATIVE: ("smollm2-1.7b", False),
@@ -50,7 +50,7 @@ class BasePlan:
         return self.peak + (0 if self.device == "CPU" else 10**9) <= self.free
 
     def __str__(self) -> str:
-        name = "SmolLM2-135M-Instruct, embedded" if self.model_id == EMBEDDED else self.model_id
+        name = "SmolLM2-135M-Instruct, bundled" if self.model_id == BUNDLED else self.model_id
         lines = [f"{name}, in 4 bits, {str(self.dtype).removeprefix('torch.')}, on {self.device}"]
         lines.append(f"  download  {self.download / 1e9:.1f} GB" if self.download else "  download  none, it is here")
         checkpointing = ", with gradient checkpointing" if self.gradient_checkpointing else ""
@@ -83,7 +83,7 @@ def plan_base(
     and token, six with checkpointing, at half the speed of a product timed on this device; answers are not counted.
 
     Args:
-        model_id: as in `load_base`; None is `DORA_LESSON_BASE`, else the embedded model.
+        model_id: as in `load_base`; None is `DORA_LESSON_BASE`, else the bundled model.
         steps, batch_size, sequence_length: of the training; sequences are taken at their full length.
         r, target_modules: as in PEFT.
 
@@ -108,7 +108,7 @@ def plan_base(
         model_id=model_id,
         device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
         dtype=dtype,
-        download=0 if model_id == EMBEDDED or Path(model_id).is_dir() else 2 * parameters,  # 16 bits each
+        download=0 if model_id == BUNDLED or Path(model_id).is_dir() else 2 * parameters,  # 16 bits each
         peak=(checkpointed if again else whole).total,
         free=free,
         gradient_checkpointing=again,

@@ -92,7 +92,9 @@ class Peak:
         return self.held + self.rose
 
 
-def measure(step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Peak:
+def measure_peak_memory(
+    step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Peak:
     """Run `step()`, on the model's device, and return the peak of the bytes that its tensors take.
 
     On a GPU the rise is read from torch's allocator. On a CPU every tensor that an operation makes is followed until
@@ -118,7 +120,7 @@ def measure(step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Op
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
     """Bytes that a model and its optimizer hold, by part, each storage counted once.
 
-    Parts: weights, quantisation constants, adapters (trainable in a model that also has frozen parameters, and what a
+    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters, and what a
     `DoRALinear` keeps), gradients, optimizer states. Buffers count as weights.
     """
     parameters = list(model.parameters())
@@ -128,7 +130,7 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
     parts: dict[str, list[Any]] = {
         "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *model.buffers()],
-        "quantisation constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],
+        "quantization constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],
         "adapters": [*trained, *kept] if some_frozen else [],
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer states": [t for t in states if isinstance(t, Tensor) and t.dim()],
@@ -137,7 +139,7 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
 
 
 def _constants(layer: Any) -> list[Tensor]:
-    """Scales and tables of a 4-bit layer; with double quantisation the scales are packed and have their own."""
+    """Scales and tables of a 4-bit layer; with double quantization the scales are packed and have their own."""
     state = layer.weight.quant_state
     own = [state.absmax, state.code]
     return [*own, state.offset, state.state2.absmax, state.state2.code] if state.nested else own

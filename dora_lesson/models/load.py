@@ -1,4 +1,4 @@
-"""Load a Llama: the embedded one with no account and no network, or any from the hub, in 16, 32 or 4 bits."""
+"""Load a Llama: the bundled one with no account and no network, or any from the hub, in 16, 32 or 4 bits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dora_lesson.environment import SetupError, four_bit_problem, quiet_known_noise
+from dora_lesson.core import SetupError, quiet_known_noise
 from dora_lesson.models.bundled import cache_folder, prepare, quiet_transformers
 
-EMBEDDED = "embedded"
+BUNDLED = "bundled"
 OPEN_ALTERNATIVE = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,8 +27,8 @@ def load_base(
 
     Args:
         model_id: a model of the hub, or a folder. None is the value of `DORA_LESSON_BASE` if that is set, else
-            "embedded": SmolLM2-135M-Instruct, which is prepared first if it has to be.
-        four_bit: NF4 with double quantisation, through bitsandbytes; norms and embeddings stay in `dtype`.
+            "bundled": SmolLM2-135M-Instruct, which is prepared first if it has to be.
+        four_bit: NF4 with double quantization, through bitsandbytes; norms and embeddings stay in `dtype`.
         dtype: float32, bfloat16 or float16; None is float32 on a CPU, bfloat16 on a GPU that has it, else float16.
         device: None is the first CUDA GPU if there is one, else the CPU.
 
@@ -44,11 +44,11 @@ def load_base(
     if four_bit and (problem := four_bit_problem(place)):
         raise SetupError(f"4-bit loading does not work here ({problem}): pass four_bit=False.")
     model_id = chosen_base(model_id)
-    embedded = model_id == EMBEDDED
-    source = str(prepare()) if embedded else model_id
-    options: dict[str, Any] = {"local_files_only": embedded, "trust_remote_code": False}
-    # The embedded model loads faster than a progress bar draws; one from the hub takes minutes, and shows its own.
-    silence = quiet_transformers() if embedded else contextlib.nullcontext()
+    bundled = model_id == BUNDLED
+    source = str(prepare()) if bundled else model_id
+    options: dict[str, Any] = {"local_files_only": bundled, "trust_remote_code": False}
+    # The bundled model loads faster than a progress bar draws; one from the hub takes minutes, and shows its own.
+    silence = quiet_transformers() if bundled else contextlib.nullcontext()
     try:
         with silence:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -58,15 +58,15 @@ def load_base(
                 source, dtype=number, device_map={"": place}, use_safetensors=True, **options
             )
     except (OSError, ValueError, ImportError) as error:
-        raise _explained(source, error, embedded=embedded) from error
+        raise _explained(source, error, bundled=bundled) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
 def chosen_base(model_id: str | None) -> str:
-    """The model that a name stands for: itself, else that of `DORA_LESSON_BASE`, else "embedded"."""
-    return model_id or os.environ.get("DORA_LESSON_BASE") or EMBEDDED
+    """The model that a name stands for: itself, else that of `DORA_LESSON_BASE`, else "bundled"."""
+    return model_id or os.environ.get("DORA_LESSON_BASE") or BUNDLED
 
 
 def hub_config(model_id: str) -> Any:
@@ -80,7 +80,7 @@ def hub_config(model_id: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _explained(model_id, error, embedded=False) from error
+        raise _explained(model_id, error, bundled=False) from error
 
 
 def default_device() -> torch.device:
@@ -103,6 +103,23 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def four_bit_problem(device: torch.device) -> str | None:
+    """Try a small NF4 layer on the device: None if it works, else what went wrong, in a few words."""
+    quiet_known_noise()
+    try:
+        from bitsandbytes.nn import Linear4bit
+
+        # A look at the machine must not shift a lesson's random numbers: hence the fork.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            plain, x = torch.nn.Linear(64, 64, bias=False), torch.randn(4, 64)
+            layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+            layer.load_state_dict(plain.state_dict())
+            error = (layer.to(device)(x.to(device)).cpu() - plain(x)).norm() / plain(x).norm()
+    except Exception as problem:  # whatever it is, it belongs in the report
+        return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
+    return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes free on the device."""
     import psutil
@@ -111,7 +128,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def four_bit_config(compute_dtype: torch.dtype) -> Any:
-    """The 4-bit configuration of this course: NF4, double quantisation, products in `compute_dtype`."""
+    """The 4-bit configuration of this course: NF4, double quantization, products in `compute_dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -145,11 +162,11 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return number
 
 
-def _explained(source: str, error: Exception, embedded: bool) -> SetupError:
+def _explained(source: str, error: Exception, bundled: bool) -> SetupError:
     """One sentence for what from_pretrained raises; the hub's own error is somewhere among its causes."""
-    if embedded:
+    if bundled:
         return SetupError(
-            f"The embedded model in {cache_folder()} cannot be read: delete that folder, "
+            f"The bundled model in {cache_folder()} cannot be read: delete that folder, "
             "run `python -m dora_lesson prepare`, then try again."
         )
     causes: list[BaseException] = [error]
@@ -176,6 +193,6 @@ def _explained(source: str, error: Exception, embedded: bool) -> SetupError:
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
         return SetupError(
             f"{source} is not on this machine yet and the hub cannot be reached: connect to the network once, or take "
-            "the embedded model (the default, where DORA_LESSON_BASE is not set)."
+            "the bundled model (the default, where DORA_LESSON_BASE is not set)."
         )
     return SetupError(f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format.")

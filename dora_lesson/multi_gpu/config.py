@@ -25,7 +25,7 @@ _NUMBERS: dict[str, Any] = {
 class RunConfig:
     """What the file says; every key is needed.
 
-    model: of the hub, or a folder; null is the embedded one. method: lora, dora, qlora or qdora, where q means a base
+    model: of the hub, or a folder; null is the bundled one. method: lora, dora, qlora or qdora, where q means a base
     in 4 bits. r, lora_alpha, target_modules: as in `add_adapters`. steps, batch_size (chats a process), learning_rate,
     seed: as in `finetune`. output_dir: for checkpoints and the adapter. distributed: none, data_parallel or fsdp.
     """

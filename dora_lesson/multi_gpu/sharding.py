@@ -22,7 +22,7 @@ from torch import nn
 
 from dora_lesson.adapters.inject import some_layers
 from dora_lesson.adapters.linear4bit import before_sharding, is_four_bit
-from dora_lesson.environment import SetupError
+from dora_lesson.core import SetupError
 
 
 def shard_frozen(model: Any, device: torch.device) -> Any:

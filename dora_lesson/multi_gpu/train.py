@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from dora_lesson.environment import SetupError, quiet_known_noise
+from dora_lesson.core import SetupError, quiet_known_noise
 from dora_lesson.multi_gpu.config import RunConfig, read_config
 
 _RUN = "run.yaml"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dora_lesson.task_api.dataset import CATEGORIES, Call, Item, call_problem, find_call
+from dora_lesson.task_api.calls import Call, find_call, validate_call
+from dora_lesson.task_api.dataset import CATEGORIES, Item
 
 # Task accuracy.
 
@@ -21,7 +22,7 @@ STOP_WORDS = _words("""
 """)
 
 
-def normalise(call: Call) -> Call:
+def normalize(call: Call) -> Call:
     """A call in the form in which calls are compared.
 
     Texts lose case and outer spaces. Titles and queries are compared as sets of words, without punctuation and
@@ -48,10 +49,10 @@ def content_words(text: str) -> list[str]:
 
 
 def is_right(reply: str, item: Item) -> bool:
-    """Whether the reply's call is valid and equals the reference after `normalise`."""
+    """Whether the reply's call is valid and equals the reference after `normalize`."""
     call, reference = find_call(reply), find_call(item["messages"][2]["content"])
     assert reference is not None
-    return call is not None and normalise(call) == normalise(reference)
+    return call is not None and normalize(call) == normalize(reference)
 
 
 # Persona consistency: five rules of two points each.
@@ -109,7 +110,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     every = matter | {stem for title in tasks.values() for stem in _stems(title)}
     points = {"acknowledge": int(bool(stems & every)) + int(bool(stems & matter) or not matter)}
     lines = [line for line in reply.splitlines() if line.lstrip().startswith("{")]
-    valid = len(lines) == 1 and call is not None and call_problem(call) is None
+    valid = len(lines) == 1 and call is not None and validate_call(call) is None
     valid = valid and ("task" not in call or str(call["task"]) in tasks)  # type: ignore[operator, index]
     points["deliver"] = int(valid) + int(call is not None and _delivers(call, told, low, stems & every, tasks))
     last = sentences[-1].lower() if sentences else ""

@@ -204,7 +204,7 @@ class Collator:
     """Pad to the longest chat of the batch: labels with -100, and the attention mask says which tokens are real.
 
     The model is asked for the logits of the replies alone, from the token before the first of them, and gets labels of
-    that length. The loss is the same; the output layer, a fifth of the embedded Llama's work, is spared the prompts.
+    that length. The loss is the same; the output layer, a fifth of the bundled Llama's work, is spared the prompts.
     """
 
     def __init__(self, pad_token_id: int) -> None:

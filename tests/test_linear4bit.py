@@ -32,7 +32,7 @@ KINDS = list(itertools.product(["nf4", "fp4"], [True, False]))
 
 
 def four_bit(d_out: int = 96, d_in: int = 128, kind: tuple[str, bool] = KINDS[0], **settings) -> bnb.nn.Linear4bit:
-    """A quantised layer over random weights; kind is (NF4 or FP4, double quantisation or not)."""
+    """A quantized layer over random weights; kind is (NF4 or FP4, double quantization or not)."""
     torch.manual_seed(1)
     settings = {"compute_dtype": torch.float32, "bias": True} | settings
     layer = bnb.nn.Linear4bit(d_in, d_out, quant_type=kind[0], compress_statistics=kind[1], **settings)
@@ -61,7 +61,7 @@ def an_input(d_in: int = 128, d_out: int = 96, dtype: torch.dtype = torch.float3
     ("dtype", "tolerance"), [(torch.float32, 10 * 2**-23), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)]
 )
 @pytest.mark.parametrize("lora_dropout", [0.0, 0.3])
-def test_agrees_with_peft_on_the_same_quantised_weights(make, kind, dtype, tolerance, lora_dropout):
+def test_agrees_with_peft_on_the_same_quantized_weights(make, kind, dtype, tolerance, lora_dropout):
     base = four_bit(kind=kind, compute_dtype=dtype)
     theirs = moved(peft_layer(copy.deepcopy(base), 8, 16, lora_dropout, use_dora=make is DoRALinear))
     ours = moved(make(base, 8, 16, lora_dropout))
@@ -74,7 +74,7 @@ def test_agrees_with_peft_on_the_same_quantised_weights(make, kind, dtype, toler
 
 @BOTH
 @pytest.mark.parametrize("kind", KINDS)
-def test_agrees_with_a_dequantised_float64_layer(make, kind):
+def test_agrees_with_a_dequantized_float64_layer(make, kind):
     base = four_bit(kind=kind)
     plain = nn.Linear(128, 96).double()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_agrees_with_a_dequantised_float64_layer(make, kind):
 @pytest.mark.parametrize("shape", [(96, 128), (7, 64), (1600, 192), (513, 64)])
 def test_rows_come_piece_by_piece_and_are_the_layers_own(kind, shape):
     base = four_bit(*shape, kind=kind)
-    rows, pieces = zip(*q.frozen_rows(base), strict=True)
+    rows, pieces = zip(*q.iter_dequantized_rows(base), strict=True)
     assert torch.equal(torch.cat(pieces), q.frozen_weight(base))
     assert [r.start for r in rows[1:]] == [r.stop for r in rows[:-1]]
     assert rows[-1].stop == shape[0]
@@ -118,9 +118,9 @@ def test_the_norm_never_unpacks_the_whole_matrix(monkeypatch):
 def test_a_training_step_unpacks_once_forward_and_once_backward(monkeypatch):
     layer = moved(DoRALinear(four_bit(), 8, 16)).train()
     calls = []
-    multiply, unpack = bnb.matmul_4bit, q.dequantised
+    multiply, unpack = bnb.matmul_4bit, q.dequantized
     monkeypatch.setattr(bnb, "matmul_4bit", lambda *a, **k: (calls.append("forward"), multiply(*a, **k))[1])
-    monkeypatch.setattr(q, "dequantised", lambda *a: (calls.append("backward"), unpack(*a))[1])
+    monkeypatch.setattr(q, "dequantized", lambda *a: (calls.append("backward"), unpack(*a))[1])
     x, dy = an_input()
     layer(x.requires_grad_()).backward(dy)
     assert calls == ["forward", "backward"]
@@ -196,7 +196,7 @@ def test_four_bits_of_a_layer_that_has_none_are_refused():
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # rows of whole blocks
 
 
-def quantised_llama() -> nn.Module:
+def quantized_llama() -> nn.Module:
     model = small_llama(**WIDE)
     for path, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear):
@@ -214,7 +214,7 @@ def answers(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_adapters_go_into_a_four_bit_model_out_again_and_to_peft(method, tmp_path):
-    model, before = quantised_llama(), answers(quantised_llama())
+    model, before = quantized_llama(), answers(quantized_llama())
     add_adapters(model, method, r=4, lora_alpha=8, target_modules="all-linear")
     torch.testing.assert_close(answers(model), before, rtol=1e-4, atol=1e-5)
     report = adapter_report(model)
@@ -224,10 +224,10 @@ def test_adapters_go_into_a_four_bit_model_out_again_and_to_peft(method, tmp_pat
     assert adapter_report(model).magnitude_moved is (True if method == "dora" else None)
     expected = answers(model)
     save_adapters(model, tmp_path / "a")
-    theirs = PeftModel.from_pretrained(quantised_llama(), tmp_path / "a", is_trainable=True)
+    theirs = PeftModel.from_pretrained(quantized_llama(), tmp_path / "a", is_trainable=True)
     torch.testing.assert_close(answers(theirs), expected, rtol=1e-4, atol=1e-5)
     assert adapter_report(theirs).is_dora == (method == "dora")
-    torch.testing.assert_close(answers(load_adapters(quantised_llama(), tmp_path / "a")), expected)
+    torch.testing.assert_close(answers(load_adapters(quantized_llama(), tmp_path / "a")), expected)
     remove_adapters(model)
     assert torch.equal(answers(model), before)
 
@@ -235,7 +235,7 @@ def test_adapters_go_into_a_four_bit_model_out_again_and_to_peft(method, tmp_pat
 def test_merging_a_model_keeps_full_size_or_packs_again():
     errors = {}
     for again in (False, True):
-        model = add_adapters(quantised_llama(), "dora", r=4, lora_alpha=8, target_modules="all-linear")
+        model = add_adapters(quantized_llama(), "dora", r=4, lora_alpha=8, target_modules="all-linear")
         disturb(model)
         expected = answers(model)
         merge_adapters(model, four_bit=again)

@@ -1,0 +1,77 @@
+"""What several parts share: the error that says what to do, the data folder, the methods and their looks."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+# What the lessons read: beside the package in a checkout, inside it once installed.
+_BESIDE = Path(__file__).resolve().parent.parent / "data"
+DATA = _BESIDE if (_BESIDE / "task_api").is_dir() else Path(__file__).resolve().parent / "data"
+
+# The palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by color-blind readers too.
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "grey": "#666666",
+}
+
+
+class Method(NamedTuple):
+    """A way to fine-tune: its name in code and in prose, and how every figure draws it, never by color alone."""
+
+    name: str
+    label: str
+    color: str
+    marker: str
+    linestyle: str | tuple[int, tuple[int, ...]]
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the base is in 4 bits."""
+        return self.name.startswith("q")
+
+    @property
+    def adapter(self) -> str:
+        """ "lora" or "dora"; empty for full fine-tuning and for a base as it is."""
+        return self.name[-4:] if self.name.endswith(("lora", "dora")) else ""
+
+
+METHODS = {
+    method.name: method
+    for method in [
+        Method("base", "base", OKABE_ITO["grey"], "x", ":"),
+        Method("full", "full fine-tuning", OKABE_ITO["black"], "s", "-"),
+        Method("lora", "LoRA", OKABE_ITO["orange"], "o", "--"),
+        Method("dora", "DoRA", OKABE_ITO["blue"], "^", "-"),
+        Method("qlora", "QLoRA", OKABE_ITO["vermilion"], "v", "-."),
+        Method("qdora", "QDoRA", OKABE_ITO["green"], "D", (0, (5, 1, 1, 1, 1, 1))),
+    ]
+}
+ADAPTERS = ("lora", "dora", "qlora", "qdora")  # the methods that train an adapter
+
+
+class SetupError(RuntimeError):
+    """Something about the machine stands in the way; the message says what to do."""
+
+
+def quiet_known_noise() -> None:
+    """Silence two notices at their source, and nothing else.
+
+    bitsandbytes says on a CPU that the optional package `kernels` could give it a faster kernel; transformers 5.23
+    meets its own deprecated `is_gradient_checkpointing`.
+    """
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernels_notice)
+
+
+def _no_kernels_notice(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward from kernels-community" not in record.getMessage()

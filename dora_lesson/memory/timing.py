@@ -1,0 +1,143 @@
+"""How long a training step takes: layers that take turns, and whole models of a published shape.
+
+Time and memory of a training step depend on shapes and not on what the weights are, so that an 8B model can be timed
+with no download.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dora_lesson.adapters.inject import add_adapters, remove_adapters
+from dora_lesson.core import SetupError
+from dora_lesson.memory.estimate import estimate
+from dora_lesson.memory.tracking import measure_peak_memory
+from dora_lesson.models.load import default_device, four_bit_problem, free_bytes, has_bfloat16
+from dora_lesson.models.shapes import llama_config, random_llama
+
+
+def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:
+    """Median seconds of a forward and backward pass of each layer, the layers taking turns.
+
+    Taking turns lets whatever else the machine does hit all layers alike: compare ratios within one call.
+
+    Args:
+        layers: name to layer; all map x (..., d_in) to the same shape.
+        x: the input, on the layers' device.
+        rounds: timed turns a layer, after one that is not counted.
+
+    Raises:
+        ValueError: `rounds` is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but at least one timed round is expected: pass 7 or more.")
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    x = x.detach().requires_grad_()
+    dy = torch.randn_like(next(iter(layers.values()))(x))
+    order = [*layers]
+    for _ in range(rounds + 1):
+        for name in order:
+            _wait(x)
+            started = time.perf_counter()
+            layers[name](x).backward(dy)
+            _wait(x)
+            times[name].append(time.perf_counter() - started)
+            x.grad = None
+            layers[name].zero_grad()
+        order = order[1:] + order[:1]  # nobody always runs after the one that leaves the memory in disarray
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure_shape(
+    name: str, *, tokens: int = 512, r: int = 16, rounds: int = 5, device: torch.device | None = None
+) -> list[dict[str, Any]]:
+    """Time and peak memory of one training step of LoRA and DoRA, PEFT's and this package's, in 16 and in 4 bits.
+
+    All linear layers are adapted; AdamW; one sequence of `tokens` tokens. Times are medians of `rounds` steps after two
+    that are not counted. A method that the estimate says does not fit is left out, and says so.
+
+    Returns:
+        Rows with method, by (PEFT or dora_lesson), seconds a step and peak bytes (None where not run), expected bytes
+        (None for PEFT's layers) and note.
+
+    Raises:
+        ValueError: an unknown shape, or `rounds` below 1.
+        SetupError: 4-bit layers do not work here.
+    """
+    config, device = llama_config(name), device or default_device()
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but at least one timed step is expected.")
+    if problem := four_bit_problem(device):
+        raise SetupError(f"4-bit layers do not work here ({problem}).")
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    torch.manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    bar = tqdm(total=8, desc=name, leave=False, disable=None)
+    for bits, kinds in ((16, ("lora", "dora")), (4, ("qlora", "qdora"))):
+        expected = {k: estimate(config, k, batch_size=1, sequence_length=tokens, r=r, dtype=dtype).total for k in kinds}
+        room = free_bytes(device)
+        if min(expected.values()) > room:
+            note = f"does not fit: {min(expected.values()) / 1e9:.1f} GB expected, {room / 1e9:.1f} GB there"
+            none = {"seconds": None, "peak": None}
+            rows += [{"method": k, "by": "dora_lesson", **none, "expected": expected[k], "note": note} for k in kinds]
+            continue
+        model = random_llama(config, four_bit=bits == 4, dtype=dtype, device=device)
+        for kind in kinds:
+            for by, adapted, undo in _adapted(model, kind[-4:], r):
+                row = {
+                    "method": kind,
+                    "by": by,
+                    "expected": expected[kind] if by == "dora_lesson" else None,
+                    "note": "",
+                }
+                rows.append(row | _steps(adapted, tokens, rounds))
+                undo()
+                bar.update()
+        del model, adapted, undo
+    bar.close()
+    return rows
+
+
+def _adapted(model: Any, method: str, r: int) -> Iterator[tuple[str, Any, Any]]:
+    """The model with PEFT's adapters and with this package's, one after the other, and what takes them off again."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", use_dora=method == "dora")
+    peft = get_peft_model(model, config).train()
+    yield "PEFT", peft, peft.unload
+    ours = add_adapters(model, method, r=r, lora_alpha=2 * r, target_modules="all-linear").train()
+    yield "dora_lesson", ours, lambda: remove_adapters(model)
+
+
+def _steps(model: Any, tokens: int, rounds: int) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), device=device)
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    step()
+    peak = measure_peak_memory(step, model, optimizer).total
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(times), "peak": peak}
