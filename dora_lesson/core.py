@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # What the lessons read: beside the package in a checkout, inside it once installed.
 _BESIDE = Path(__file__).resolve().parent.parent / "data"
@@ -61,6 +64,18 @@ ADAPTERS = ("lora", "dora", "qlora", "qdora")  # the methods that train an adapt
 
 class SetupError(RuntimeError):
     """Something about the machine stands in the way; the message says what to do."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found, in one sentence: "steps is 0: Input should be greater than 0"."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a known key"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{field} is {problem['input']!r}: {message}" if field else message
 
 
 def quiet_known_noise() -> None:
