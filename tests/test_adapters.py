@@ -76,7 +76,7 @@ def test_names_are_matched_as_peft_matches_them(target):
         ([], ValueError, "empty"),
         (["q_proj", "v_proj", "q_proj"], ValueError, "'q_proj' twice"),
         ("query", ValueError, "matches nothing"),
-        ("(", ValueError, "no regular expression"),
+        ("(", ValueError, "not a regular expression"),
         (["mlp"], TypeError, "only linear layers"),
         (["embed_tokens"], TypeError, "Embedding"),
     ],
@@ -245,8 +245,7 @@ def test_a_second_save_replaces_the_first(tmp_path):
     torch.testing.assert_close(logits(load_adapters(small_llama(), path)), logits(model), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("moment", ["while writing", "between the moves"])
-def test_a_killed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch, moment):
+def test_a_killed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch):
     import dora_lesson.adapters.peft_format as files
 
     path, model = saved(tmp_path)
@@ -256,11 +255,7 @@ def test_a_killed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch, 
     def killed(*_):
         raise KeyboardInterrupt
 
-    if moment == "while writing":
-        monkeypatch.setattr(files, "save_file", killed)
-    else:
-        move, moves = files.os.replace, []
-        monkeypatch.setattr(files.os, "replace", lambda a, b: killed() if moves else (moves.append(a), move(a, b)))
+    monkeypatch.setattr(files, "save_file", killed)
     with pytest.raises(KeyboardInterrupt):
         save_adapters(other, path)
     monkeypatch.undo()
@@ -296,7 +291,7 @@ def drop_a_tensor(path):
     [
         (lambda path: (path / WEIGHTS).unlink(), FileNotFoundError, WEIGHTS),
         (lambda path: (path / CONFIG).unlink(), FileNotFoundError, CONFIG),
-        (lambda path: (path / CONFIG).write_text("{"), ValueError, "no valid JSON"),
+        (lambda path: (path / CONFIG).write_text("{"), ValueError, "does not describe"),
         (cut_weights, ValueError, "cut or damaged"),
         (drop_a_tensor, ValueError, "lacks"),
         (lambda path: edit_config(path, use_rslora=True), ValueError, "use_rslora"),
@@ -305,7 +300,7 @@ def drop_a_tensor(path):
         (lambda path: edit_config(path, rank_pattern={"q_proj": 2}), ValueError, "rank_pattern"),
         (lambda path: edit_config(path, r=8), ValueError, "shape"),
         (lambda path: edit_config(path, use_dora=False), ValueError, "also holds"),
-        (lambda path: edit_config(path, peft_type="IA3"), ValueError, "no LoRA or DoRA"),
+        (lambda path: edit_config(path, peft_type="IA3"), ValueError, "peft_type is .IA3."),
     ],
 )
 def test_a_damaged_adapter_is_refused_and_the_model_untouched(tmp_path, harm, error, words):

@@ -35,14 +35,11 @@ def recompose(m: Tensor, V: Tensor) -> Tensor:
     """Put magnitudes (d_out,) and directions (d_out, d_in) together again: row i is `m[i] * V[i]` (paper, Eq. 2).
 
     Raises:
-        ValueError: `V` is no floating-point matrix, or `m` does not hold one magnitude per row of `V`.
+        ValueError: `V` is not a floating-point matrix, or `m` does not hold one magnitude per row of `V`.
     """
     _require_matrix(V, "V")
     if m.shape != V.shape[:1]:
-        raise ValueError(
-            f"m has shape {tuple(m.shape)}, but V of shape {tuple(V.shape)} needs one magnitude per row: "
-            f"pass m of shape ({V.shape[0]},)."
-        )
+        raise ValueError(f"m has shape {tuple(m.shape)}, but V has {len(V)} rows: pass m of shape ({len(V)},).")
     return m[:, None] * V
 
 
@@ -50,7 +47,7 @@ def magnitude_change(W0: Tensor, W1: Tensor) -> Tensor:
     """ΔM: the mean over rows of |‖W1ᵢ‖ − ‖W0ᵢ‖|, a scalar tensor in the units of the weight (paper, Eq. 3).
 
     Raises:
-        ValueError: the two are no floating-point matrices of one shape.
+        ValueError: the two are not floating-point matrices of one shape.
     """
     _require_pair(W0, W1)
     return (vector_norm(W1, dim=1) - vector_norm(W0, dim=1)).abs().mean()
@@ -64,7 +61,7 @@ def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
     that would swallow a small turn in float32.
 
     Raises:
-        ValueError: the two are no floating-point matrices of one shape.
+        ValueError: the two are not floating-point matrices of one shape.
     """
     _require_pair(W0, W1)
     (m0, V0), (m1, V1) = decompose(W0), decompose(W1)
@@ -75,8 +72,8 @@ def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
 def _require_matrix(W: Tensor, name: str) -> None:
     if W.ndim != 2 or not W.is_floating_point():
         raise ValueError(
-            f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}, but a floating-point matrix (d_out, d_in) "
-            "is expected: pass the weight of one linear layer, dequantized if it is 4-bit."
+            f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: pass a floating-point matrix (d_out, d_in), "
+            "dequantized if it is 4-bit."
         )
 
 

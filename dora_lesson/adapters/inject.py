@@ -22,8 +22,8 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
     whole name; "all-linear" is every linear layer but the output embedding.
 
     Raises:
-        ValueError: nothing matches, an entry matches nothing or stands twice; near matches are listed.
-        TypeError: a match is no linear layer.
+        ValueError: nothing matches, or an entry matches nothing or stands twice; near matches are listed.
+        TypeError: a match is not a linear layer.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear | LoRALinear)]
@@ -32,27 +32,34 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         output = getattr(model, "get_output_embeddings", lambda: None)()
         return [name for name in linears if modules[name] is not output]
     if isinstance(target_modules, str):
-        try:
-            chosen = [name for name in modules if re.fullmatch(target_modules, name)]
-        except re.error as error:
-            raise ValueError(f"target_modules is {target_modules!r}, no regular expression ({error}).") from None
-        if not chosen:
-            raise ValueError(f"target_modules {target_modules!r} matches nothing; {_near([target_modules], linears)}")
+        matches = {target_modules: _full_matches(target_modules, modules)}
     else:
         entries = list(target_modules)
         if not entries:
             raise ValueError("target_modules is empty: name the layers to adapt, such as ['q_proj', 'v_proj'].")
         if twice := sorted({entry for entry in entries if entries.count(entry) > 1}):
             raise ValueError(f"target_modules names {twice[0]!r} twice: name each layer once.")
-        found = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
-        if lost := [entry for entry, names in found.items() if not names]:
-            raise ValueError(f"target_modules {lost} matches nothing; {_near(lost, linears)}")
-        wanted = {name for names in found.values() for name in names}
-        chosen = [name for name in modules if name in wanted]
-    if other := [name for name in chosen if name not in linears]:
+        matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
+    if unmatched := [entry for entry, names in matches.items() if not names]:
+        raise ValueError(f"target_modules {unmatched} matches nothing; {_suggestion(unmatched, linears)}")
+    selected = {name for names in matches.values() for name in names}
+    if other := sorted(selected - set(linears)):
         kind = type(modules[other[0]]).__name__
         raise TypeError(f"target_modules selects {other[0]}, a {kind}, but only linear layers can be adapted.")
-    return chosen
+    return [name for name in modules if name in selected]
+
+
+def _full_matches(pattern: str, names: Iterable[str]) -> list[str]:
+    try:
+        return [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"target_modules is {pattern!r}, which is not a regular expression ({error}).") from None
+
+
+def _suggestion(unmatched: Iterable[str], names: Iterable[str]) -> str:
+    kinds = sorted({name.split(".")[-1] for name in names})
+    near = [kind for entry in unmatched for kind in difflib.get_close_matches(entry, kinds, n=2, cutoff=0.5)]
+    return f"did you mean {', '.join(near)}?" if near else f"the model's linear layers are {', '.join(kinds)}."
 
 
 def add_adapters(
@@ -74,7 +81,7 @@ def add_adapters(
 
     Raises:
         ValueError: unknown method, names that do not match, or a model that has adapters already.
-        TypeError: a selected module is no linear layer.
+        TypeError: a selected module is not a linear layer.
     """
     if method not in LAYERS:
         raise ValueError(f"method is {method!r}, but one of {', '.join(LAYERS)} is expected.")
@@ -85,10 +92,9 @@ def add_adapters(
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
-        layers = {n: LAYERS[method](model.get_submodule(n), r, lora_alpha, lora_dropout) for n in names}  # type: ignore[arg-type]
+        layers = {name: LAYERS[method](model.get_submodule(name), r, lora_alpha, lora_dropout) for name in names}  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        for name, p in model.named_parameters():
-            p.requires_grad_(name in was_trainable)
+        _train_only(model, was_trainable)
         raise
     model.requires_grad_(False)
     for name, layer in layers.items():
@@ -104,9 +110,9 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     Layers over a 4-bit base become full-size ones, or, with `four_bit`, 4-bit ones again, at the cost of rounding.
 
     Raises:
-        ValueError: the model has no hand-written adapters, or `four_bit` for a base that is not.
+        ValueError: the model has no hand-written adapters, or `four_bit` for a base that is not in 4 bits.
     """
-    layers = some_layers(model)
+    layers = require_adapters(model)
     if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
         raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantize the merged model.")
     for name, layer in layers.items():
@@ -119,12 +125,15 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
 
 def remove_adapters(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
-    for name, layer in some_layers(model).items():
+    for name, layer in require_adapters(model).items():
         replace_module(model, name, layer.base)
-    before: set[str] = getattr(model, "_trainable_before_adapters", set())  # type: ignore[assignment]
-    for name, p in model.named_parameters():
-        p.requires_grad_(name in before)
+    _train_only(model, getattr(model, "_trainable_before_adapters", set()))  # type: ignore[arg-type]
     return model
+
+
+def _train_only(model: nn.Module, names: set[str]) -> None:
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in names)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -142,10 +151,10 @@ def effective_weights(model: nn.Module, target_modules: str | Sequence[str]) -> 
     }
 
 
-def some_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    layers = adapted_layers(model)
-    if not layers:
-        raise ValueError("The model has no hand-written adapters: add them first, or use PEFT's own methods for its.")
+def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
+    """`adapted_layers`, of which there must be some."""
+    if not (layers := adapted_layers(model)):
+        raise ValueError("The model has no hand-written adapters: add them first, or use PEFT's methods for PEFT's.")
     return layers
 
 
@@ -153,9 +162,3 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where the module of this name is, in place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
-
-
-def _near(lost: Iterable[str], names: Iterable[str]) -> str:
-    kinds = sorted({name.split(".")[-1] for name in names})
-    near = [kind for entry in lost for kind in difflib.get_close_matches(entry, kinds, n=2, cutoff=0.5)]
-    return f"did you mean {', '.join(near)}?" if near else f"the model's linear layers are {', '.join(kinds)}."

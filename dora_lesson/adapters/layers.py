@@ -38,7 +38,7 @@ class LoRALinear(nn.Module):
         lora_dropout: probability from 0 up to, not including, 1, applied to the adapter's input in training.
 
     Raises:
-        TypeError: `base` is no plain, loaded, unadapted `nn.Linear`, or `r` is no integer.
+        TypeError: `base` is not a plain, loaded, unadapted `nn.Linear`, or `r` is not an integer.
         ValueError: `r`, `lora_alpha` or `lora_dropout` is out of range, or the weights are on the meta device.
     """
 
@@ -58,16 +58,13 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
         tokens = x.reshape(-1, x.shape[-1])
-        y = self._plus_update(frozen_product(self.base, tokens, self.base.bias), self.dropout(tokens))
+        y = self._add_update(frozen_product(self.base, tokens, self.base.bias), self.dropout(tokens))
         return y.view(*x.shape[:-1], self.base.out_features)
 
-    def _plus_update(self, y: Tensor, x: Tensor) -> Tensor:
-        """Add scaling · x Aᵀ Bᵀ to y (tokens, d_out), in place: no second tensor of that size is made."""
+    def _add_update(self, y: Tensor, x: Tensor) -> Tensor:
+        """Add scaling · x Aᵀ Bᵀ to y (tokens, d_out) in place, which spares a second tensor of that size."""
         xA = F.linear(x.to(y.dtype), self.lora_A.to(y.dtype))  # (tokens, r)
         return y.addmm_(xA, self.lora_B.to(y.dtype).T, alpha=self.scaling)
-
-    def before_sharding(self, device: torch.device) -> None:
-        """Keep what the layer will need of W once W is whole only while the layer computes (see `sharding`)."""
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -81,7 +78,7 @@ class LoRALinear(nn.Module):
         quantized again as the base was, and rounded as coarsely.
 
         Raises:
-            ValueError: `four_bit` for a base that is not.
+            ValueError: `four_bit` for a base that is not in 4 bits.
         """
         if four_bit and not is_four_bit(self.base):
             raise ValueError("The base is not in 4 bits: merge without four_bit, and quantize the merged model.")
@@ -104,42 +101,42 @@ class DoRALinear(LoRALinear):
 
     def __init__(self, base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0) -> None:
         super().__init__(base, r, lora_alpha, lora_dropout)
-        self._kept: dict[str, tuple[Any, Tensor]] = {}
+        self._cache: dict[str, tuple[Any, Tensor]] = {}  # name of a norm: (state of the tensors it is of, the norm)
         self.magnitude = nn.Parameter(self._base_norm().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
-        base, bias = self.base, self.base.bias
         tokens = x.reshape(-1, x.shape[-1])
-        kept = self.dropout(tokens)
-        if self.training and is_four_bit(base):  # the rows of A go with the tokens: W is unpacked once for both
-            z, WA = frozen_products(base, kept, self.lora_A)
-            norm = self.weight_norm(WA)
+        dropped = self.dropout(tokens)
+        norm = self._cached_norm()
+        if norm is None:
+            xW, WA = frozen_products(self.base, dropped, self.lora_A)
+            norm = self._compute_norm(WA)
         else:
-            z, norm = frozen_product(base, kept), self.weight_norm()
-        z = self._plus_update(z, kept)  # x Vᵀ, (tokens, d_out)
-        y = _ScaleRows.apply(z, self.magnitude, norm)
-        if self.training and self.dropout.p > 0:
-            y = y + frozen_product(base, tokens - kept)
-        if bias is not None:
-            y = y + bias.to(y.dtype)
+            xW = frozen_product(self.base, dropped)
+        xV = self._add_update(xW, dropped)  # (tokens, d_out)
+        y = _ScaleOutputs.apply(xV, self.magnitude, norm)
+        if self.training and self.dropout.p > 0:  # what dropout took still goes through W alone
+            y = y + frozen_product(self.base, tokens - dropped)
+        if self.base.bias is not None:
+            y = y + self.base.bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.base.out_features)
 
     @torch.no_grad()
-    def weight_norm(self, WA: Tensor | None = None) -> Tensor:
-        """‖W + scaling · BA‖ per row, (d_out,), without forming a (d_out, d_in) matrix.
+    def weight_norm(self) -> Tensor:
+        """‖V‖ = ‖W + scaling · BA‖ per row, (d_out,). In eval mode it is kept until W, A or B changes."""
+        norm = self._cached_norm()
+        return self._compute_norm(frozen_products(self.base, self.lora_A[:0], self.lora_A)[1]) if norm is None else norm
 
-        ‖V‖² = ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B (A Aᵀ), B⟩, row by row. The sum carries a rounding error of a few eps of
-        its largest term. Where it comes out below a tenth of ‖W‖² + ‖sBA‖², that error would count more than tenfold
-        in ‖V‖², so these rows, if any, are computed the plain way. In eval mode the result is kept until W, A or B
-        changes. Pass `WA` = W Aᵀ (d_out, r) if it is at hand.
+    @torch.no_grad()
+    def _compute_norm(self, WA: Tensor) -> Tensor:
+        """‖V‖ per row from WA = W Aᵀ (d_out, r), without forming a (d_out, d_in) matrix.
+
+        ‖V‖² = ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B (A Aᵀ), B⟩, row by row. The sum is off by a few eps of its largest term.
+        Where W and sBA cancel, so that it comes out below a tenth of ‖W‖² + ‖sBA‖², that error would weigh more than
+        tenfold: these rows, if any, are computed from V itself.
         """
         A, B, s = self.lora_A, self.lora_B, self.scaling
-        key = _state(self.base.weight, A, B)
-        if not self.training and self._kept.get("V", (None,))[0] == key:
-            return self._kept["V"][1]
-        if WA is None:
-            WA = frozen_products(self.base, A[:0], A)[1]
         W2 = self._base_norm().square()
         BA2 = s * s * (B @ (A @ A.T) * B).sum(dim=1)
         V2 = W2 + 2 * s * (WA * B).sum(dim=1) + BA2
@@ -147,50 +144,56 @@ class DoRALinear(LoRALinear):
         if cancelled.any():
             V = [W[cancelled[rows]] + s * B[rows][cancelled[rows]] @ A for rows, W in iter_dequantized_rows(self.base)]
             V2[cancelled] = torch.cat(V).square().sum(dim=1)
-        self._kept["V"] = key, V2.sqrt()
-        return self._kept["V"][1]
+        self._cache["V"] = _state(self.base.weight, A, B), V2.sqrt()
+        return self._cache["V"][1]
+
+    def _cached_norm(self) -> Tensor | None:
+        """‖V‖ if it is of the present W, A and B; None in training, where B has changed since."""
+        state, norm = self._cache.get("V", (None, None))
+        current = not self.training and state == _state(self.base.weight, self.lora_A, self.lora_B)
+        return norm if current else None
+
+    @torch.no_grad()
+    def _base_norm(self) -> Tensor:
+        """‖W‖ per row, (d_out,), computed once until W changes."""
+        state = _state(self.base.weight)
+        if self._cache.get("W", (None,))[0] != state:
+            norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in iter_dequantized_rows(self.base)]
+            self._cache["W"] = state, torch.cat(norms)
+        return self._cache["W"][1]
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """m / ‖V‖ · V, (d_out, d_in), in the adapter's dtype."""
         return (self.magnitude / _nonzero(self.weight_norm()))[:, None] * super().merged_weight()
 
-    @torch.no_grad()
-    def _base_norm(self) -> Tensor:
-        """‖W‖ per row, (d_out,), computed once until W changes."""
-        W = self.base.weight
-        if self._kept.get("W", (None,))[0] not in ("for good", _state(W)):
-            norms = [vector_norm(rows, dim=1, dtype=self.lora_A.dtype) for _, rows in iter_dequantized_rows(self.base)]
-            self._kept["W"] = _state(W), torch.cat(norms)
-        return self._kept["W"][1]
-
-    def before_sharding(self, device: torch.device) -> None:
-        """Keep ‖W‖ on the device for good: the memory of a sharded W changes at every step, and its values never."""
-        self._kept["W"] = "for good", self._base_norm().to(device)
-
     def train(self, mode: bool = True) -> DoRALinear:
-        self._kept.pop("V", None)  # some optimizers write to memory without telling autograd's version counter
+        self._cache.pop("V", None)  # some optimizers write to memory without telling autograd's version counter
         return super().train(mode)
 
 
-class _ScaleRows(torch.autograd.Function):
+class _ScaleOutputs(torch.autograd.Function):
     """z · m / norm for z (tokens, d_out), with the norm a constant: the backward pass of the paper's section 4.3.
 
-    Written out for two reasons. Autograd would save m / norm as well. And m / norm in bfloat16 moves in steps of
-    0.4 to 0.8 %, more than a magnitude moves in a fine-tune: the product is taken in the dtype of m, and rounded once.
+    Written out because m / norm in bfloat16 moves in steps of 0.4 to 0.8 %, more than a magnitude moves in a
+    fine-tune: the products are taken in the dtype of m, and rounded once.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, m: Tensor, norm: Tensor) -> Tensor:
         ctx.save_for_backward(z, m, norm)
-        return torch.mul(z, m / _nonzero(norm), out=torch.empty_like(z))
+        return _rounded_once(z, m / _nonzero(norm))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         z, m, norm = ctx.saved_tensors
-        product = dy * z
-        dm = product.sum(dim=0, dtype=m.dtype) / _nonzero(norm)
-        return torch.mul(dy, m / _nonzero(norm), out=product), dm, None  # its memory serves twice
+        dm = (dy * z).sum(dim=0, dtype=m.dtype) / _nonzero(norm)
+        return _rounded_once(dy, m / _nonzero(norm)), dm, None
+
+
+def _rounded_once(z: Tensor, scale: Tensor) -> Tensor:
+    """z · scale, computed in the wider dtype of the two and returned in that of z."""
+    return torch.mul(z, scale, out=torch.empty_like(z))
 
 
 def _nonzero(norm: Tensor) -> Tensor:
@@ -204,40 +207,32 @@ def _state(*tensors: Tensor) -> tuple[tuple[int, int], ...]:
 
 
 def _require_base(base: nn.Module) -> None:
+    kind = type(base).__name__
     if isinstance(base, LoRALinear) or hasattr(base, "base_layer"):
-        raise TypeError(
-            f"The base is a {type(base).__name__}, which already holds an adapter: pass the plain nn.Linear inside it."
-        )
+        raise TypeError(f"The base is a {kind}, which already holds an adapter: pass the plain nn.Linear inside it.")
     if not isinstance(base, nn.Linear):
-        raise TypeError(f"The base is a {type(base).__name__}, but an nn.Linear is expected: pass one linear layer.")
+        raise TypeError(f"The base is a {kind}, but an nn.Linear is expected: pass one linear layer.")
     if base.weight.is_meta:
-        raise ValueError("The base has its weights on the meta device, so there is nothing to adapt: load them first.")
+        raise ValueError("The base has its weights on the meta device: load them first.")
     if is_four_bit(base) and base.in_features % block_size(base):
-        raise ValueError(
-            f"The base has d_in={base.in_features}, no multiple of its block size {block_size(base)}, and bitsandbytes "
-            "unpacks such rows wrongly on a CPU: leave this layer in 16 bits."
+        raise ValueError(  # bitsandbytes unpacks such rows wrongly on a CPU
+            f"The base has d_in={base.in_features}, which is not a multiple of its block size {block_size(base)}: "
+            "leave this layer in 16 bits."
         )
     if not base.weight.is_floating_point() and not is_four_bit(base):
-        raise TypeError(
-            f"The base holds {base.weight.dtype} weights, but floating-point ones or bitsandbytes' Linear4bit are "
-            "expected: pass a 16-bit or 32-bit layer, or a 4-bit one."
-        )
+        raise TypeError(f"The base holds {base.weight.dtype} weights: pass a 16-bit or 32-bit layer, or a 4-bit one.")
 
 
 def _require_numbers(base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
-    largest = min(base.out_features, base.in_features)
+    d_out, d_in = base.out_features, base.in_features
     if not isinstance(r, int) or isinstance(r, bool):
         raise TypeError(f"r is {r!r}, but an integer is expected: pass a rank such as 8 or 16.")
-    if not 1 <= r <= largest:
-        raise ValueError(
-            f"r is {r}, but a layer with d_out={base.out_features} and d_in={base.in_features} takes a rank "
-            f"from 1 to {largest}: choose one in that range."
-        )
+    if not 1 <= r <= min(d_out, d_in):
+        largest = min(d_out, d_in)
+        raise ValueError(f"r is {r}, but a layer with d_out={d_out} and d_in={d_in} takes a rank from 1 to {largest}.")
     if not isinstance(lora_alpha, int | float):
         raise TypeError(f"lora_alpha is {lora_alpha!r}, but a number is expected: try {r} or {2 * r}.")
     if not math.isfinite(lora_alpha) or lora_alpha <= 0:
         raise ValueError(f"lora_alpha is {lora_alpha!r}, but a positive finite number is expected: try {r} or {2 * r}.")
     if not 0 <= lora_dropout < 1:
-        raise ValueError(
-            f"lora_dropout is {lora_dropout!r}, but a probability from 0 up to 1 is expected: pass 0.0 for none."
-        )
+        raise ValueError(f"lora_dropout is {lora_dropout!r}, but a probability from 0 up to 1 is expected.")

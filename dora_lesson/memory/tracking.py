@@ -29,7 +29,7 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
     """
 
     def held() -> list[Tensor]:
-        return [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_kept", {}).values())]
+        return [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_cache", {}).values())]
 
     return saved_by(lambda: layer(x), held)
 
@@ -126,7 +126,7 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     parameters = list(model.parameters())
     some_frozen = not all(p.requires_grad for p in parameters)
     trained = [p for p in parameters if p.requires_grad]
-    kept = [t for layer in model.modules() for _, t in getattr(layer, "_kept", {}).values()]
+    kept = [t for layer in model.modules() for _, t in getattr(layer, "_cache", {}).values()]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
     parts: dict[str, list[Any]] = {
         "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *model.buffers()],

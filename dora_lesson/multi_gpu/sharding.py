@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dora_lesson.adapters.inject import some_layers
-from dora_lesson.adapters.linear4bit import before_sharding, is_four_bit
+from dora_lesson.adapters.inject import require_adapters
+from dora_lesson.adapters.layers import DoRALinear
+from dora_lesson.adapters.linear4bit import is_four_bit
 from dora_lesson.core import SetupError
 
 
@@ -44,21 +45,30 @@ def shard_frozen(model: Any, device: torch.device) -> Any:
 
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise SetupError(f"FSDP needs torch 2.7, and this is {torch.__version__}: run `pip install -U torch`.")
-    layers = some_layers(model)
+    layers = require_adapters(model)
     trained = {p for p in model.parameters() if p.requires_grad}
     for p in model.parameters():  # in the model's order, which is the same on every process; a set's is not
         if p in trained:
             _replicate(p, device)
     for layer in layers.values():  # first, while 4-bit weights can still say what they are
-        layer.before_sharding(device)
+        if isinstance(layer, DoRALinear):  # cache ‖W‖ before FSDP shards W
+            norm = layer._base_norm().to(device)
+            layer._base_norm = lambda norm=norm: norm  # type: ignore[method-assign, misc]
     for module in model.modules():
         if is_four_bit(module):
-            before_sharding(module, device)
+            _hold_state(module, device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in [*model.get_decoder().layers, model]:
         fully_shard(block, mesh=mesh, ignored_params=trained)
     model._is_accelerate_prepared = True  # accelerate then leaves it as it is, where it would wrap it for data parallel
     return model
+
+
+def _hold_state(layer: Any, device: torch.device) -> None:
+    """Make a 4-bit layer's weight an ordinary tensor of bytes, and let the layer itself keep what unpacks it."""
+    layer.quant_state = layer.weight.quant_state
+    layer.quant_state.to(device)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(torch.Tensor), requires_grad=False)
 
 
 @torch.no_grad()
