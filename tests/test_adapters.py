@@ -161,7 +161,7 @@ def test_the_report_reads_peft_and_sees_silent_lora():
         assert report.trainable == trainable_count(theirs)
 
 
-def test_a_frozen_magnitude_is_no_dora_and_a_moved_one_shows():
+def test_a_frozen_magnitude_is_not_dora_and_a_moved_one_is_reported():
     model = with_adapters("dora")
     assert adapter_report(model).magnitude_moved is False
     disturb(model)

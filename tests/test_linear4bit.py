@@ -118,9 +118,9 @@ def test_the_norm_never_unpacks_the_whole_matrix(monkeypatch):
 def test_a_training_step_unpacks_once_forward_and_once_backward(monkeypatch):
     layer = moved(DoRALinear(four_bit(), 8, 16)).train()
     calls = []
-    multiply, unpack = bnb.matmul_4bit, q.dequantized
+    multiply, unpack = bnb.matmul_4bit, bnb.functional.dequantize_4bit
     monkeypatch.setattr(bnb, "matmul_4bit", lambda *a, **k: (calls.append("forward"), multiply(*a, **k))[1])
-    monkeypatch.setattr(q, "dequantized", lambda *a: (calls.append("backward"), unpack(*a))[1])
+    monkeypatch.setattr(bnb.functional, "dequantize_4bit", lambda *a: (calls.append("backward"), unpack(*a))[1])
     x, dy = an_input()
     layer(x.requires_grad_()).backward(dy)
     assert calls == ["forward", "backward"]
@@ -180,7 +180,7 @@ def test_bytes_that_bitsandbytes_reordered_for_answering_are_put_back(make):
         assert relative_error(got[name], value) < 2**-7, name
 
 
-def test_four_bits_of_a_layer_that_has_none_are_refused():
+def test_bases_that_cannot_be_read_in_4_bits_are_refused():
     with pytest.raises(ValueError, match="not in 4 bits"):
         LoRALinear(nn.Linear(8, 8), 2, 4).merge(four_bit=True)
     with pytest.raises(ValueError, match="d_in=96, which is not a multiple of its block size 64"):

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from dora_lesson.adapters.linear4bit import (
-    block_size,
     frozen_product,
     frozen_products,
     frozen_weight,
     is_four_bit,
     iter_dequantized_rows,
     linear_like,
+    quant_state,
 )
 
 
@@ -214,9 +214,9 @@ def _require_base(base: nn.Module) -> None:
         raise TypeError(f"The base is a {kind}, but an nn.Linear is expected: pass one linear layer.")
     if base.weight.is_meta:
         raise ValueError("The base has its weights on the meta device: load them first.")
-    if is_four_bit(base) and base.in_features % block_size(base):
+    if is_four_bit(base) and base.in_features % (block := quant_state(base).blocksize):
         raise ValueError(  # bitsandbytes unpacks such rows wrongly on a CPU
-            f"The base has d_in={base.in_features}, which is not a multiple of its block size {block_size(base)}: "
+            f"The base has d_in={base.in_features}, which is not a multiple of its block size {block}: "
             "leave this layer in 16 bits."
         )
     if not base.weight.is_floating_point() and not is_four_bit(base):

@@ -25,17 +25,11 @@ def is_four_bit(layer: nn.Module) -> bool:
     return _held_state(layer) is not None
 
 
-def block_size(layer: Any) -> int:
-    """How many neighboring weights of a 4-bit layer share one scale."""
-    size: int = _held_state(layer).blocksize
-    return size
-
-
 def frozen_product(base: nn.Linear, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias, (tokens, d_out), differentiable in x."""
     if not is_four_bit(base):
         return F.linear(x, base.weight, bias)
-    y = _multiply(base, x.to(_compute_dtype(base, x))).to(x.dtype)
+    y = _multiply(base, x).to(x.dtype)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -54,27 +48,24 @@ class _FourBitProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, base: Any) -> tuple[Tensor, Tensor]:
-        ctx.base, ctx.dtype = base, _compute_dtype(base, x)
-        y = _multiply(base, torch.cat([x.to(ctx.dtype), A.to(ctx.dtype)]))
+        y = _multiply(base, torch.cat([x, A.to(x.dtype)]))
+        ctx.base, ctx.dtype = base, y.dtype
         WA = y[len(x) :].T.to(A.dtype, copy=True)
         ctx.mark_non_differentiable(WA)
         return y[: len(x)].to(x.dtype, copy=True), WA
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return (dy.to(ctx.dtype) @ dequantized(ctx.base).to(ctx.dtype)).to(dy.dtype), None, None
+        return (dy.to(ctx.dtype) @ frozen_weight(ctx.base).to(ctx.dtype)).to(dy.dtype), None, None
 
 
 def frozen_weight(base: nn.Linear) -> Tensor:
     """W, (d_out, d_in): the layer's own tensor, or its 4-bit weights unpacked."""
-    return dequantized(base) if is_four_bit(base) else base.weight
-
-
-def dequantized(base: Any) -> Tensor:
-    """W of a 4-bit layer, (d_out, d_in), as its own product uses it."""
+    if not is_four_bit(base):
+        return base.weight
     from bitsandbytes.functional import dequantize_4bit
 
-    state = _quant_state(base)
+    state = quant_state(base)
     W: Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
     return W
 
@@ -88,7 +79,7 @@ def iter_dequantized_rows(base: Any) -> Iterator[tuple[slice, Tensor]]:
     if not is_four_bit(base):
         yield from ((rows, base.weight[rows]) for rows in pieces)
         return
-    state = _quant_state(base)
+    state = quant_state(base)
     absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
     blocks, packed = absmax.view(-1, d_in // state.blocksize), base.weight.view(-1, d_in // 2)
     settings = {"code": state.code, "blocksize": state.blocksize, "quant_type": state.quant_type, "dtype": state.dtype}
@@ -128,24 +119,22 @@ def restore_order(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if is_four_bit(layer):
-            _quant_state(layer)
+            quant_state(layer)
 
 
 def _multiply(base: Any, x: Tensor) -> Tensor:
-    """x Wᵀ of a 4-bit layer, differentiable in x, without the reordering that the layer's own forward does on a CPU."""
+    """x Wᵀ of a 4-bit layer in its compute dtype, differentiable in x.
+
+    The layer's own forward pass would reorder its bytes on some CPUs (see `quant_state`).
+    """
     from bitsandbytes import matmul_4bit
 
-    state = _quant_state(base)
-    y: Tensor = matmul_4bit(x, base.weight, quant_state=state)
+    state = quant_state(base)
+    y: Tensor = matmul_4bit(x.to(base.compute_dtype or x.dtype), base.weight, quant_state=state)
     return y
 
 
-def _compute_dtype(base: Any, x: Tensor) -> torch.dtype:
-    dtype: torch.dtype = base.compute_dtype or x.dtype
-    return dtype
-
-
-def _quant_state(base: Any) -> Any:
+def quant_state(base: Any) -> Any:
     """The layer's QuantState, with the layer's bytes in the order that it expects.
 
     On some CPUs bitsandbytes reorders a layer's bytes when the layer answers in eval mode, and then can no longer
