@@ -1,21 +1,17 @@
 """`python -m dora_lesson doctor` says what this machine can do; `... prepare` fetches and converts the model.
 
 `... measure --shape llama-3.1-8b` times a training step of each method on a model of that shape with random weights.
-`... experiment` makes the paired runs of lesson 06, or those of a design of your own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 
 from dora_lesson.core import SetupError, quiet_known_noise
 from dora_lesson.environment import doctor
-
-SWEEP = Path("data/records/sweep")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,21 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     size.add_argument("--tokens", type=int, default=512, help="of the one sequence of a step")
     size.add_argument("--rounds", type=int, default=5, help="timed steps of each method")
     size.add_argument("--record", type=Path, help="a file to write the rows to, with how they were made")
-    runs = commands.add_parser(
-        "experiment", help="paired runs: method, rank, learning rate, seed; goes on where it was"
-    )
-    runs.add_argument("--design", type=Path, help="a YAML file such as dora_lesson/experiments/sweep.yaml, the default")
-    runs.add_argument("--base", help="a Llama of the hub, or a folder, in place of the design's")
-    runs.add_argument("--folder", type=Path, help=f"one JSON record a run; {SWEEP} for the course's own design")
-    runs.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
-    runs.add_argument("--plan", action="store_true", help="say what would be run and what it can detect, and stop")
     chosen = parser.parse_args(arguments)
     quiet_known_noise()
     try:
         if chosen.command == "measure":
             return _measure(chosen)
-        if chosen.command == "experiment":
-            return _experiment(chosen)
         if chosen.command == "doctor":
             report = doctor()
             print(report)
@@ -64,25 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         kept = "What it measured is not kept" if chosen.command == "measure" else "Nothing is lost"
         print(f"Stopped. {kept}: give the same command again.", file=sys.stderr)
         return 130
-
-
-def _experiment(chosen: argparse.Namespace) -> int:
-    from dora_lesson.evidence.records import read_runs
-    from dora_lesson.experiments.design import read_design
-    from dora_lesson.experiments.run import experiment
-
-    design = read_design(chosen.design, chosen.base)
-    if not chosen.folder and (chosen.design or chosen.base):
-        raise ValueError(f"Pass --folder, a place for these runs: {SWEEP} holds those of the course's own design.")
-    folder = chosen.folder or SWEEP
-    print(design)
-    if there := read_runs(folder):
-        took = statistics.median(run["seconds"] for run in there.values())
-        print(f"{folder} holds {len(there)} runs; the median one trained for {took:.0f} s.")
-    if not chosen.plan:
-        records = experiment(design, folder, chosen.jobs)
-        print(f"{len(records)} runs to compare lie in {folder}.")
-    return 0
 
 
 def _measure(chosen: argparse.Namespace) -> int:

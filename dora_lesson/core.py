@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -69,6 +69,9 @@ class SetupError(RuntimeError):
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found, in one sentence: "steps is 0: Input should be greater than 0"."""
     problem = error.errors()[0]
+    cause: Any = problem.get("ctx", {}).get("error")
+    if hasattr(cause, "errors"):  # a validator built another model
+        return first_problem(cause)
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{field} is missing"

@@ -151,8 +151,8 @@ _ARMS: list[tuple[dict[str, Any], dict[str, Any], set[str], str]] = [
     ),
     (
         {"method": "qlora", "r": 64, "lora_alpha": 16, "lora_dropout": 0.1},
-        {"method": "qdora", "r": 64, "lora_alpha": 64, "A_spread": 0.125},
-        {"lora_alpha", "lora_dropout", "A_spread"},
+        {"method": "qdora", "r": 64, "lora_alpha": 64, "lora_A_std": 0.125},
+        {"lora_alpha", "lora_dropout", "lora_A_std"},
         "what only one arm names differs too; look at the keys of both.",
     ),
 ]

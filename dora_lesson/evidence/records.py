@@ -14,35 +14,24 @@ from typing import Any
 import torch
 
 from dora_lesson.core import DATA
+from dora_lesson.training.paired_run import PairedRunConfig
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
-_RECORDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+_LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+_RENAMED = {"A_spread": "lora_A_std"}  # keys of configurations in older records
 
 
 def load_record(name: str) -> dict[str, Any]:
     """A recorded result of `data/records`, with the command, date, hardware, versions and seeds that made it.
 
     Raises:
-        ValueError: no such record, a broken one, or one that does not say how it was made.
+        ValueError: there is no such record, or it is broken, or it does not say how it was made.
     """
     path = DATA / "records" / f"{name}.json"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise ValueError(f"There is no record {name!r}; there are: {there}.")
+        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise ValueError(f"There is no record {name!r}; the records are: {names}.")
     return read_record(path)
-
-
-def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The records in a folder of runs, one a file, by the files' names.
-
-    Raises:
-        ValueError: a file that is no record, one that does not say how it was made, or one that is no run's.
-    """
-    found = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
-    for name, record in found.items():
-        if missing := [key for key in ("config", "scores", "seconds") if key not in record]:
-            raise ValueError(f"The record {name!r} has no {missing[0]}, so it is no run: pass a folder of runs alone.")
-    return found
 
 
 def load_runs(name: str) -> list[dict[str, Any]]:
@@ -51,22 +40,44 @@ def load_runs(name: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no such experiment, or one of its records is broken.
     """
-    folder = DATA / "records" / name
-    if not (runs := list(read_runs(folder).values())):
+    if not (runs := list(read_runs(DATA / "records" / name).values())):
         raise ValueError(f"There are no runs in data/records/{name}: the course's own are in data/records/sweep.")
     return runs
+
+
+def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The records in a folder of runs, one a file, by the files' names.
+
+    Raises:
+        ValueError: a file is not the record of a run, or does not say how it was made.
+    """
+    runs = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+    for name, record in runs.items():
+        if missing := [key for key in ("config", "scores") if key not in record]:
+            raise ValueError(f"The record {name!r} has no {missing[0]}, so it is not a run: pass a folder of runs.")
+        record["config"] = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
+    return runs
+
+
+def run_config(record: dict[str, Any]) -> PairedRunConfig:
+    """The configuration of a recorded run.
+
+    Raises:
+        ValueError: it has other keys or values than runs have.
+    """
+    return PairedRunConfig.model_validate(record["config"])
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """One record.
 
     Raises:
-        ValueError: the file is no record, or does not say how it was made.
+        ValueError: the file is not a record, or does not say how it was made.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is no JSON ({error}): make it again with its command.") from None
+        raise ValueError(f"{path.name} is not valid JSON ({error}): make it again with its command.") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path.name} holds a {type(record).__name__}, but a record is expected: make it again.")
     if missing := [key for key in PROVENANCE if not record.get(key)]:
@@ -76,24 +87,20 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def provenance(command: str, seeds: Sequence[int]) -> dict[str, Any]:
     """What a record says of how it was made: command, date, hardware, versions, seeds."""
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
-    else:
-        threads = torch.get_num_threads()
-        hardware = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    threads = torch.get_num_threads()
+    on_cpu = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
     return {
         "command": command,
-        "date": today,
-        "hardware": hardware,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else on_cpu,
         "versions": versions(),
         "seeds": list(seeds),
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide what a run does."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _RECORDED}}
+    """The versions of Python and of the libraries that decide what a run does."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
 def _processor() -> str:

@@ -1,8 +1,4 @@
-"""Paired runs of several methods: a design in a YAML file, one JSON record a run, to be stopped and gone on with.
-
-A run fine-tunes a base on the Task API set with one method, rank, rate and seed, and is judged by the loss on held-out
-replies, which tells methods apart long before a score of whole replies does. `evidence` reads and compares the records.
-"""
+"""Make the runs of a design: one JSON record a run, to be stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +19,13 @@ import torch
 from tqdm.auto import tqdm
 
 from dora_lesson.core import SetupError
-from dora_lesson.evidence.records import provenance, read_runs, versions
+from dora_lesson.evidence.design import Design
+from dora_lesson.evidence.records import provenance, read_runs, run_config, versions
 from dora_lesson.evidence.stats import loss_to_rank
-from dora_lesson.experiments.design import PER_RUN, Design
 from dora_lesson.task_api.dataset import load_task_api
-from dora_lesson.training.paired_run import Setting, as_config, one_run
+from dora_lesson.training.paired_run import PairedRunConfig, make_run
+
+PER_RUN = ("learning_rate", "seed", "split")  # what the runs of one arm differ in
 
 
 def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[str, Any]]:
@@ -40,124 +37,123 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
         jobs: runs at a time. They share the processor's cores; on one GPU leave it at 1.
 
     Raises:
-        ValueError: the folder holds a record that is no run of the design, or, where runs are missing, was made with
-            other versions; there are fewer chats than are held out; all rates of an arm diverged; or `jobs` is no whole
-            number from 1 on.
+        ValueError: the folder holds other runs, or runs of other versions; fewer chats than are held out; all rates of
+            an arm diverged; or `jobs` is below 1.
         SetupError: a run was killed. Those that are done are kept.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, but the number of runs at a time is 1 or more.")
     folder = Path(folder)
     _require_own_runs(folder, design)
-    tuning = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
-    for split in ["validation", "test"] if tuning else ["test"]:
-        there, wanted = len(load_task_api(split)), design.arms[0][0].held_out
-        if there < wanted:
-            raise ValueError(f"held_out is {wanted}, but the {split} split has {there} chats: ask for fewer.")
-    total = len(tuning) + len(design.arms) * len(design.seeds)
-    with tqdm(total=total, desc="runs", unit="run", smoothing=0) as bar:
-        best: dict[Setting, float] = {}
-        losses: dict[tuple[Setting, float], float] = {}
-        while tuning:
-            settings = [replace(a, learning_rate=q, seed=design.tuning_seed, split="validation") for a, q in tuning]
-            records = _make(settings, design.command, folder, jobs, bar)
-            losses |= {pair: loss_to_rank(record) for pair, record in zip(tuning, records, strict=True)}
-            arms = list(dict.fromkeys(arm for arm, _ in tuning))
-            tuning = []
-            for arm in arms:
-                tried = {rate: loss for (a, rate), loss in losses.items() if a == arm}
-                best[arm] = min(tried, key=lambda rate: tried[rate])
-                if tried[best[arm]] == math.inf:
-                    raise ValueError(f"All rates tried for {arm.method} at r = {arm.r} diverged: give it lower ones.")
-                if best[arm] in (min(tried), max(tried)):
-                    tuning.append((arm, best[arm] * 2 if best[arm] == max(tried) else best[arm] / 2))
-            total += len(tuning)
-            bar.total = total
-        settings = [
-            replace(arm, learning_rate=best[arm] if len(rates) > 1 else rates[0], seed=seed, split="test")
-            for seed, (arm, rates) in itertools.product(design.seeds, design.arms)
+    tuned = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
+    for split in ("validation", "test") if tuned else ("test",):
+        if (chats := len(load_task_api(split))) < design.held_out:
+            raise ValueError(f"held_out is {design.held_out}, but the {split} split has {chats} chats: ask for fewer.")
+    with tqdm(desc="runs", unit="run", smoothing=0) as bar:
+        rates = _tune(design, folder, jobs, bar)
+        runs = [
+            _changed(arm, learning_rate=rates.get(arm, tried[0]), seed=seed)
+            for seed, (arm, tried) in itertools.product(design.seeds, design.arms)
+            if arm.trains or seed == design.seeds[0]
         ]
-        settings = list(dict.fromkeys(settings))  # an arm at a given rate may be the tuned one as well
-        bar.total = len(losses) + len(settings)
-        return _make(settings, design.command, folder, jobs, bar)
+        return _make(list(dict.fromkeys(runs)), design, folder, jobs, bar)  # a fixed rate may be the tuned one as well
 
 
-def _make(settings: Sequence[Setting], command: str, folder: Path, jobs: int, bar: Any) -> list[dict[str, Any]]:
-    """The records of these settings, in their order: those that are there, then the others as they are made."""
-    there = read_runs(folder)
-    todo = [setting for setting in settings if setting.name not in there]
-    older = next((name for name, record in there.items() if record["versions"] != versions()), None)
-    if todo and older:
+def _tune(design: Design, folder: Path, jobs: int, bar: Any) -> dict[PairedRunConfig, float]:
+    """The rate with the lowest validation loss, for each arm with several rates.
+
+    While that is the lowest or the highest rate tried, the next one is tried too.
+    """
+    losses: dict[PairedRunConfig, dict[float, float]] = {arm: {} for arm, tried in design.arms if len(tried) > 1}
+    todo = [(arm, rate) for arm, tried in design.arms for rate in tried if len(tried) > 1]
+    while todo:
+        runs = [_changed(a, learning_rate=q, seed=design.tuning_seed, split="validation") for a, q in todo]
+        for (arm, rate), record in zip(todo, _make(runs, design, folder, jobs, bar), strict=True):
+            losses[arm][rate] = loss_to_rank(record)
+        todo = []
+        for arm, by_rate in losses.items():
+            best = min(by_rate, key=by_rate.__getitem__)
+            if by_rate[best] == math.inf:
+                raise ValueError(f"All rates tried for {arm.method} at r = {arm.r} diverged: give it lower ones.")
+            if best in (min(by_rate), max(by_rate)):
+                todo.append((arm, best * 2 if best == max(by_rate) else best / 2))
+    return {arm: min(by_rate, key=by_rate.__getitem__) for arm, by_rate in losses.items()}
+
+
+def _make(runs: list[PairedRunConfig], design: Design, folder: Path, jobs: int, bar: Any) -> list[dict[str, Any]]:
+    """The records of these runs, in their order: those that exist, and the others as they are made."""
+    records = read_runs(folder)
+    missing = [run for run in runs if run.name not in records]
+    if missing and (older := next((name for name, record in records.items() if record["versions"] != versions()), "")):
         raise ValueError(
-            f"{folder.name}/{older}.json was made with other versions ({there[older]['versions']}) than there are now, "
-            "and runs to compare should have the same: install those, or pass another --folder and make all again."
+            f"{folder.name}/{older}.json was made with other versions ({records[older]['versions']}): install those, "
+            "or pass another --folder and make all runs again."
         )
-    bar.initial += len(settings) - len(todo)  # the time left is estimated from runs that are made, not those read
-    bar.update(len(settings) - len(todo))
+    bar.total = (bar.total or 0) + len(runs)
+    bar.initial += len(runs) - len(missing)  # the time left is estimated from the runs that are made
+    bar.update(len(runs) - len(missing))
     folder.mkdir(parents=True, exist_ok=True)
-    for setting, record in _run_all(todo, command, jobs):
-        _write(folder / f"{setting.name}.json", record)
-        there[setting.name] = record
+    for run, record in _run_all(missing, design.command, jobs):
+        path = folder / f"{run.name}.json"
+        path.with_suffix(".partial").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if path.exists():
+            raise ValueError(f"{path.name} was written meanwhile: another experiment runs in {folder.name}.")
+        path.with_suffix(".partial").rename(path)
+        records[run.name] = record
         bar.update()
-    return [there[setting.name] for setting in settings]
+    return [records[run.name] for run in runs]
 
 
-def _run_all(settings: list[Setting], command: str, jobs: int) -> Iterator[tuple[Setting, dict[str, Any]]]:
-    """Each run in a fresh process, whose memory is its own; pairs of setting and record, as they are done."""
-    if not settings:
-        return  # a folder that is complete starts no process
-    kinds = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
-    if "forkserver" in kinds:
-        context.set_forkserver_preload([__name__])  # the libraries are imported once, not once a run
+def _run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Iterator[tuple[PairedRunConfig, dict[str, Any]]]:
+    """Each run in a fresh process, whose memory is its own; pairs of run and record, as they are done."""
+    if not runs:
+        return
+    context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
-    def make(setting: Setting) -> tuple[Setting, dict[str, Any]]:
+    def in_a_process(run: PairedRunConfig) -> dict[str, Any]:
         with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as process:
-            return setting, process.submit(_quiet_run, setting, command).result()
+            return process.submit(_quiet_run, run, command).result()
 
-    with ThreadPoolExecutor(jobs) as turns:  # a thread waits for each process
-        runs = {turns.submit(make, setting): setting for setting in settings}
+    with ThreadPoolExecutor(jobs) as pool:  # a thread waits for each process
+        futures = {pool.submit(in_a_process, run): run for run in runs}
         try:
-            for run in as_completed(runs):
+            for future in as_completed(futures):
                 try:
-                    yield run.result()
+                    yield futures[future], future.result()
                 except BrokenProcessPool:
                     raise SetupError(
-                        f"The run {runs[run].name} was killed, most likely for want of memory: pass fewer --jobs, or "
-                        "a smaller base. The runs that were done are kept, and the same command goes on."
+                        f"The run {futures[future].name} was killed, most likely for want of memory: pass fewer "
+                        "--jobs, or a smaller base. The finished runs are kept, and the same command goes on."
                     ) from None
         finally:
-            turns.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
-def _quiet_run(setting: Setting, command: str) -> dict[str, Any]:
-    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar would be one of several
-        return provenance(command, [setting.seed]) | one_run(setting)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if path.exists():
-        raise ValueError(f"{path.name} has come to be meanwhile: another experiment runs in {path.parent.name}.")
-    partial.rename(path)
+def _quiet_run(run: PairedRunConfig, command: str) -> dict[str, Any]:
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would be some of many
+        return provenance(command, [run.seed]) | make_run(run)
 
 
 def _require_own_runs(folder: Path, design: Design) -> None:
-    """Refuse a folder that holds a record which the design does not make, and say in what they differ."""
+    """Refuse a folder that holds a run which the design does not make, and name what differs."""
     for name, record in read_runs(folder).items():
-        found = record["config"]
-        own = {key: found.get(key) for key in PER_RUN}
-        arms = [as_config(arm) | own for arm, _ in design.arms]
-        size = [arm for arm in arms if all(arm[key] == found.get(key) for key in ("method", "r", "lora_alpha"))]
-        if found in size:
+        run = run_config(record)
+        per_run = {key: getattr(run, key) for key in PER_RUN}
+        arms = [_changed(arm, **per_run) for arm, _ in design.arms]
+        if run in arms:
             continue
-        differing = "no arm has its method, rank and lora_alpha"
-        if size:
-            key = next(key for key in size[0] | found if found.get(key) != size[0].get(key))
-            differing = f"its {key} is {found.get(key)!r}, and {size[0].get(key)!r} is asked for"
+        alike = [arm for arm in arms if arm.name == run.name]
+        differing = "no arm has its method, r and lora_alpha"
+        if alike:
+            ours, theirs = alike[0].model_dump(), run.model_dump()
+            key = next(key for key in ours if ours[key] != theirs[key])
+            differing = f"its {key} is {theirs[key]!r}, and the design has {ours[key]!r}"
         raise ValueError(
-            f"{folder.name}/{name}.json is no run of this design: {differing}. Nothing is written over: pass another "
-            "--folder, or move the old records away."
+            f"{folder.name}/{name}.json is not a run of this design: {differing}. Nothing is written over: pass "
+            "another --folder, or move the old records away."
         )
+
+
+def _changed(config: PairedRunConfig, **values: Any) -> PairedRunConfig:
+    return config.model_copy(update=values)

@@ -1,0 +1,132 @@
+"""The plan of a comparison, written down before its runs: a YAML file that names arms, rates and seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from dora_lesson.core import DATA, first_problem
+from dora_lesson.evidence.stats import detectable
+from dora_lesson.training.paired_run import PairedRunConfig
+
+DESIGNS = DATA / "designs"
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ArmLine(BaseModel):
+    """A line of the design: methods × ranks, each of them one arm. With several rates, the rate is tuned."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    methods: list[str] = Field(min_length=1)
+    rates: list[Rate] = Field(min_length=1)
+    ranks: list[Annotated[int, Field(ge=1)]] | None = None
+    alpha_over_r: float | None = Field(default=None, gt=0)
+    lora_dropout: float = 0.0
+    lora_A_std: float = 0.0
+
+    @model_validator(mode="after")
+    def _adapters_have_a_size(self) -> ArmLine:
+        adapters = [method for method in self.methods if method.endswith("ora")]
+        if adapters and not (self.ranks and self.alpha_over_r):
+            raise ValueError(f"{adapters[0]} needs ranks and alpha_over_r")
+        if not adapters and (self.ranks or self.alpha_over_r or self.lora_dropout or self.lora_A_std):
+            raise ValueError(f"{self.methods[0]} has no adapter: give it methods and rates alone")
+        return self
+
+
+class Design(BaseModel):
+    """What a design file says.
+
+    `spread` is the standard deviation of a paired difference in held-out loss that is expected, in nats a token. The
+    other keys are those of `PairedRunConfig`, the same for all runs.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    base: str | None
+    dtype: str
+    steps: int
+    batch_size: int
+    target_modules: list[str]
+    held_out: int
+    scored: int = 0
+    checkpoints: int = 0
+    tuning_seed: int
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    spread: float = Field(gt=0)
+    lines: list[ArmLine] = Field(alias="arms", min_length=1)
+    _command: str = PrivateAttr(default="python -m dora_lesson.experiments")
+
+    @model_validator(mode="after")
+    def _runs_can_be_told_apart(self) -> Design:
+        if len(set(self.seeds)) < len(self.seeds) or self.tuning_seed in self.seeds:
+            raise ValueError("seeds and tuning_seed must all differ")
+        by_name: dict[str, PairedRunConfig] = {}
+        for config, rates in self.arms:
+            for rate in rates:
+                run = config.model_copy(update={"learning_rate": rate})
+                if by_name.setdefault(run.name, run) != run:
+                    raise ValueError(f"two different arms would both be recorded as {run.name}: give each a design")
+        return self
+
+    @property
+    def arms(self) -> list[tuple[PairedRunConfig, list[float]]]:
+        """Each arm with the rates to try; its configuration has the first of them, and the first seed."""
+        return [arm for line in self.lines for arm in self._arms_of(line)]
+
+    @property
+    def command(self) -> str:
+        """What makes the runs of this design."""
+        return self._command
+
+    def _arms_of(self, line: ArmLine) -> Iterator[tuple[PairedRunConfig, list[float]]]:
+        common: dict[str, Any] = self.model_dump(
+            include={"base", "dtype", "steps", "batch_size", "target_modules", "held_out", "scored", "checkpoints"}
+        )
+        common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
+        size: dict[str, Any] = {"lora_dropout": line.lora_dropout, "lora_A_std": line.lora_A_std}
+        for r, method in itertools.product(line.ranks or [0], line.methods):
+            alpha = {"r": r, "lora_alpha": r * (line.alpha_over_r or 0)}
+            yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        arms = self.arms
+        tuned = [rates for _, rates in arms if len(rates) > 1]
+        text = (
+            f"{len(arms)} arms: {sum(map(len, tuned))} runs to tune the rates of {len(tuned)} of them, and "
+            f"{len(arms) * len(self.seeds)} to compare, {len(self.seeds)} seeds each."
+        )
+        if len(self.seeds) < 2:
+            return text
+        return (
+            f"{text}\nIf paired differences spread by {self.spread:g} nats a token, the smallest that this design "
+            f"detects (5 % level, four times in five) is {detectable(self.spread, len(self.seeds)):.3f}."
+        )
+
+
+def read_design(path: str | Path | None = None, base: str | None = None) -> Design:
+    """Read and check a design; None is the course's sweep. `base` replaces the one that the file names.
+
+    Raises:
+        ValueError: the file is not there, or does not describe runs that can be made.
+    """
+    options = [f" --design {path}" if path else "", f" --base {base}" if base else ""]
+    path = Path(path or DESIGNS / "sweep.yaml")
+    if not path.is_file():
+        raise ValueError(f"There is no design {path}: copy data/designs/sweep.yaml and change it.")
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        design = Design.model_validate(keys)
+        design.base = base or design.base
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not valid YAML ({' '.join(str(error).split())}).") from None
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {first_problem(error)}.") from None
+    design._command += "".join(options)
+    return design
