@@ -78,7 +78,9 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{field} is not a known key"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{field} is {problem['input']!r}: {message}" if field else message
+    if problem["type"] == "value_error":  # a validator of ours, whose message says what is wrong
+        return f"{field}: {message}" if field else message
+    return f"{field} is {problem['input']!r}: {message}"
 
 
 def quiet_known_noise() -> None:

@@ -30,6 +30,21 @@ sys.addaudithook(forbid)
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of random weights, three blocks of 64, and the bundled model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from dora_lesson import prepare
+    from tests.test_adapters import small_llama
+
+    folder = tmp_path_factory.mktemp("tiny")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+    small_llama(vocab_size=49152, num_hidden_layers=3, **shape).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(prepare()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
     """Run a snippet in a fresh interpreter; `first` runs before anything else is imported there."""

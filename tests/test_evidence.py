@@ -57,11 +57,11 @@ def test_too_few_or_unequal_values_are_refused(a: list[float], b: list[float]) -
 
 def test_an_unknown_record_names_those_that_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(records, "DATA", tmp_path)
-    with pytest.raises(ValueError, match="there are: none"):
+    with pytest.raises(ValueError, match="the records are: none"):
         load_record("short")
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "long.json").write_text("{}")
-    with pytest.raises(ValueError, match="no record 'short'; there are: long"):
+    with pytest.raises(ValueError, match="no record 'short'; the records are: long"):
         load_record("short")
 
 
@@ -82,7 +82,7 @@ def test_a_broken_record_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "short.json").write_text('{"command": ')
     monkeypatch.setattr(records, "DATA", tmp_path)
-    with pytest.raises(ValueError, match=r"short\.json is no JSON .*make it again"):
+    with pytest.raises(ValueError, match=r"short\.json is not valid JSON .*make it again"):
         load_record("short")
 
 
@@ -91,7 +91,7 @@ def test_a_file_that_is_no_record_is_reported(content: bytes, monkeypatch: pytes
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "short.json").write_bytes(content)
     monkeypatch.setattr(records, "DATA", tmp_path)
-    with pytest.raises(ValueError, match=r"short\.json (holds a|is no JSON).*make it again"):
+    with pytest.raises(ValueError, match=r"short\.json (holds a|is not valid JSON).*make it again"):
         load_record("short")
     with pytest.raises(ValueError, match=r"short\.json .*make it again"):
         records.read_runs(tmp_path / "records")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from dora_lesson.core import DATA, first_problem
 from dora_lesson.evidence.stats import detectable
-from dora_lesson.training.paired_run import PairedRunConfig
+from dora_lesson.training.paired_run import PairedRunConfig, RunMethod
 
 DESIGNS = DATA / "designs"
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -23,7 +23,7 @@ class ArmLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    methods: list[str] = Field(min_length=1)
+    methods: list[RunMethod] = Field(min_length=1)
     rates: list[Rate] = Field(min_length=1)
     ranks: list[Annotated[int, Field(ge=1)]] | None = None
     alpha_over_r: float | None = Field(default=None, gt=0)
@@ -92,8 +92,8 @@ class Design(BaseModel):
         common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
         size: dict[str, Any] = {"lora_dropout": line.lora_dropout, "lora_A_std": line.lora_A_std}
         for r, method in itertools.product(line.ranks or [0], line.methods):
-            alpha = {"r": r, "lora_alpha": r * (line.alpha_over_r or 0)}
-            yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates  # type: ignore[arg-type]
+            alpha: dict[str, Any] = {"r": r, "lora_alpha": r * (line.alpha_over_r or 0)}
+            yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates
 
     def __str__(self) -> str:
         arms = self.arms

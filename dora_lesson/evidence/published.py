@@ -25,28 +25,29 @@ def load_published(path: str) -> Any:
             without a full source.
     """
     name, *steps = path.split("/")
-    found = _load(name)
+    entry = _load(name)
     for step in steps:
-        entries = dict(enumerate(found)) if isinstance(found, list) else found if isinstance(found, dict) else {}
-        named = {str(key): value for key, value in entries.items()}
-        if step not in named:
-            raise ValueError(f"{path!r} leads nowhere at {step!r}; there are: {', '.join(named) or 'no entries'}.")
-        found = named[step]
-    return found
+        entries = dict(enumerate(entry)) if isinstance(entry, list) else entry if isinstance(entry, dict) else {}
+        by_name = {str(key): value for key, value in entries.items()}
+        if step not in by_name:
+            names = ", ".join(by_name) or "none"
+            raise ValueError(f"{path!r} has no entry {step!r}; the entries there are: {names}.")
+        entry = by_name[step]
+    return entry
 
 
 def _load(name: str) -> Any:
     file = DATA / "published" / f"{name}.json"
     if not file.is_file():
-        there = ", ".join(sorted(p.stem for p in file.parent.glob("*.json"))) or "none"
-        raise ValueError(f"There are no published figures {name!r}; there are: {there}.")
+        names = ", ".join(sorted(p.stem for p in file.parent.glob("*.json"))) or "none"
+        raise ValueError(f"There are no published figures {name!r}; the subjects are: {names}.")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        figures = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file.name} is no JSON ({error}): mend the file.") from None
-    for problem in _unsourced(found, name, None):
+        raise ValueError(f"{file.name} is not valid JSON ({error}).") from None
+    for problem in _unsourced(figures, name, None):
         raise ValueError(problem)
-    return found
+    return figures
 
 
 def _unsourced(entries: dict[str, Any], path: str, source: Any) -> Iterator[str]:
@@ -56,12 +57,12 @@ def _unsourced(entries: dict[str, Any], path: str, source: Any) -> Iterator[str]
             continue
         if isinstance(value, dict):
             yield from _unsourced(value, f"{path}/{key}", source)
-        elif lack := _lack(source):
-            yield f"{path}/{key} has {lack}: give its source as where, url and status."
+        elif fault := _fault(source):
+            yield f"{path}/{key} has {fault}: give its source as where, url and status."
 
 
-def _lack(source: Any) -> str:
-    """What a source lacks, in a few words; empty if nothing."""
+def _fault(source: Any) -> str:
+    """What is wrong with a source, in a few words; empty if nothing."""
     if not isinstance(source, dict):
         return "no source"
     if source.get("status") not in STATUSES:

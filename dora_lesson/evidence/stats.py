@@ -12,6 +12,8 @@ import numpy as np
 
 from dora_lesson.core import METHODS
 
+Run = dict[str, Any]  # a record of one run
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -35,7 +37,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Mean of b − a over pairs (the same seed, or the same item) with Student's 95 % interval.
 
     Raises:
-        ValueError: the lengths differ, there are fewer than two pairs, or a value is no finite number.
+        ValueError: the lengths differ, there are fewer than two pairs, or a value is not a finite number.
     """
     from scipy import stats
 
@@ -55,8 +57,8 @@ class Comparison:
     """What paired runs say of b against a: `mean` of b − a with its 95 % bootstrap interval, `low` to `high`.
 
     `detectable` is the smallest difference that as many pairs with such a spread would show, at the 5 % level, four
-    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds what the two runs of a
-    pair have not in common, in settings, hardware and versions, as key: (a's, b's). `str()` says it in a sentence.
+    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds the settings,
+    hardware and versions in which the two runs of a pair differ, as key: (a's, b's). `str()` says it in a sentence.
     """
 
     measure: str
@@ -77,21 +79,20 @@ class Comparison:
 
     def __str__(self) -> str:
         a, b = self.names
-        found = (
+        text = (
             f"{b} − {a}, {self.measure}: {self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.pairs} pairs): "
         )
         if self.measurable:
-            found += f"{b} is {'higher' if self.mean > 0 else 'lower'}"
+            text += f"{b} is {'higher' if self.mean > 0 else 'lower'}"
         else:
-            found += (
-                f"no difference that these runs could show; one of {self.detectable:.4f} would show four times in five"
-            )
-        if two := self.differs.get("hardware"):
-            return f"{found}. Time and memory cannot be compared: {a} ran on {two[0]}, and {b} on {two[1]}."
-        return f"{found}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
+            text += "no difference that these runs could show; one of "
+            text += f"{self.detectable:.4f} would show four times in five"
+        if hardware := self.differs.get("hardware"):
+            return f"{text}. Time and memory cannot be compared: {a} ran on {hardware[0]}, and {b} on {hardware[1]}."
+        return f"{text}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
 
 
-def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: str = "loss") -> Comparison:
+def compare(a: Sequence[Run], b: Sequence[Run], measure: str = "loss") -> Comparison:
     """Compare two arms of runs, paired by seed: the difference of a score, with an interval and in words.
 
     The interval is scipy's percentile bootstrap over the pairs, expanded for small samples (Hesterberg 2015, arXiv
@@ -105,58 +106,81 @@ def compare(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], measure: s
         ValueError: fewer than five pairs, no such score, a run that diverged, a seed without its partner, or twice in
             an arm.
     """
-    from scipy import stats
-
-    by_seed = [{run["config"]["seed"]: run for run in runs} for runs in (a, b)]
-    if [*map(len, by_seed)] != [len(a), len(b)] or by_seed[0].keys() != by_seed[1].keys():
-        said = [sorted(run["config"]["seed"] for run in runs) for runs in (a, b)]
-        raise ValueError(f"The seeds are {said[0]} and {said[1]}, but pairs are expected: each seed once in both arms.")
-    seeds = sorted(by_seed[0])
-    if len(seeds) < 5:
-        there = "is 1 pair" if len(seeds) == 1 else f"are {len(seeds)} pairs"
-        raise ValueError(
-            f"There {there}, but five or more are expected: two "
-            "runs of one method differ as well when the seed changes, so a difference says nothing until it is held "
-            "against that spread. Run more seeds of both."
-        )
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
+    pairs = _pairs(a, b)
     for run in (*a, *b):
         if measure not in run["scores"]:
             raise ValueError(f"measure is {measure!r}, but one of {', '.join(run['scores'])} is expected.")
         if not math.isfinite(score := run["scores"][measure]):
-            which = f"{_name(run['config'])} with seed {run['config']['seed']}"
-            raise ValueError(f"The run of {which} diverged (its {measure} is {score}): take rates at which none does.")
-    differences = [second["scores"][measure] - first["scores"][measure] for first, second in pairs]
-    count, spread = len(pairs), statistics.stdev(differences)
-    tail = stats.norm.cdf(-((count / (count - 1)) ** 0.5) * stats.t.ppf(0.975, count - 1))
-    low = high = differences[0]
-    if spread > 0:
-        found = stats.bootstrap(
-            (differences,), np.mean, method="percentile", confidence_level=1 - 2 * tail, rng=0
-        )  # fmt: skip
-        low, high = found.confidence_interval
+            label = f"{_label(run)} with seed {run['config']['seed']}"
+            raise ValueError(f"The run of {label} diverged (its {measure} is {score}): take rates at which none does.")
+    differences = [y["scores"][measure] - x["scores"][measure] for x, y in pairs]
+    low, high = _bootstrap_interval(differences)
     on_cpu = all("processor_seconds" in run for run in (*a, *b))
     clock = "processor_seconds" if on_cpu else "seconds"  # of a shared CPU, its own share alone
-    ratios = {key: statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes")}
-    differs: dict[str, tuple[Any, Any]] = {}
-    for x, y in pairs:
-        one, other = ({**run["config"], **{key: run.get(key) for key in ("hardware", "versions")}} for run in (x, y))
-        for key in one | other:
-            if key != "seed" and key not in differs and one.get(key) != other.get(key):
-                differs[key] = one.get(key), other.get(key)
+    time, memory = (statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes"))
+    labels = _label(a[0]), _label(b[0])
+    if labels[0] == labels[1]:
+        labels = f"{labels[0]} (first arm)", f"{labels[1]} (second arm)"
     return Comparison(
-        measure, _names(a[0]["config"], b[0]["config"]), statistics.fmean(differences), float(low), float(high), count,
-        detectable(spread, count), ratios[clock], ratios["peak_memory_bytes"], differs,
-    )  # fmt: skip
+        measure=measure,
+        names=labels,
+        mean=statistics.fmean(differences),
+        low=low,
+        high=high,
+        pairs=len(pairs),
+        detectable=detectable(statistics.stdev(differences), len(pairs)),
+        time=time,
+        memory=memory,
+        differs=_differing(pairs),
+    )
+
+
+def _pairs(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """The runs of both arms, seed by seed."""
+    by_seed = [{run["config"]["seed"]: run for run in runs} for runs in (a, b)]
+    if [*map(len, by_seed)] != [len(a), len(b)] or by_seed[0].keys() != by_seed[1].keys():
+        seeds = [sorted(run["config"]["seed"] for run in runs) for runs in (a, b)]
+        raise ValueError(f"The seeds are {seeds[0]} and {seeds[1]}: pass pairs, each seed once in both arms.")
+    if (count := len(a)) < 5:
+        raise ValueError(
+            f"There {'is 1 pair' if count == 1 else f'are {count} pairs'}, but five or more are expected: two runs of "
+            "one method differ as well when the seed changes, so a difference says nothing until it is held against "
+            "that spread. Run more seeds of both."
+        )
+    return [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0])]
+
+
+def _bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean, expanded for small samples (Hesterberg 2015, section 3.3)."""
+    from scipy import stats
+
+    count = len(differences)
+    if statistics.stdev(differences) == 0:
+        return differences[0], differences[0]
+    tail = stats.norm.cdf(-((count / (count - 1)) ** 0.5) * stats.t.ppf(0.975, count - 1))
+    result = stats.bootstrap((differences,), np.mean, method="percentile", confidence_level=1 - 2 * tail, rng=0)
+    low, high = result.confidence_interval
+    return float(low), float(high)
+
+
+def _differing(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[Any, Any]]:
+    """In what the two runs of some pair differ, besides the seed."""
+    differs: dict[str, tuple[Any, Any]] = {}
+    for runs in pairs:
+        x, y = ({**run["config"], **{key: run.get(key) for key in ("hardware", "versions")}} for run in runs)
+        for key in x | y:
+            if key != "seed" and key not in differs and x.get(key) != y.get(key):
+                differs[key] = x.get(key), y.get(key)
+    return differs
 
 
 def arm(
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Run],
     method: str,
     r: int = 0,
     lora_alpha: float | None = None,
     learning_rate: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Run]:
     """The runs of one arm that are to be compared, in the order of their seeds.
 
     Without `learning_rate` those at the rate that tuning chose, the lowest loss among the arm's validation runs.
@@ -167,26 +191,26 @@ def arm(
     """
     wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    found = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
-    _require_one("lora_alpha", found, wanted)  # tuning of one says nothing of the other
-    tuning = [run for run in found if run["config"]["split"] == "validation"]
-    found = [run for run in found if run["config"]["split"] == "test"]
+    runs = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
+    _require_same("lora_alpha", runs, wanted)  # tuning one scaling says nothing about another
+    tuning = [run for run in runs if run["config"]["split"] == "validation"]
+    runs = [run for run in runs if run["config"]["split"] == "test"]
     if tuning and learning_rate is None:
         best = min(tuning, key=loss_to_rank)["config"]["learning_rate"]
-        found = [run for run in found if run["config"]["learning_rate"] == best]
-    if not found:
+        runs = [run for run in runs if run["config"]["learning_rate"] == best]
+    if not runs:
         raise ValueError(f"There are no runs to compare with {wanted}.")
-    _require_one("learning_rate", found, wanted)
-    return sorted(found, key=lambda run: int(run["config"]["seed"]))
+    _require_same("learning_rate", runs, wanted)
+    return sorted(runs, key=lambda run: int(run["config"]["seed"]))
 
 
-def _require_one(key: str, runs: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> None:
+def _require_same(key: str, runs: Sequence[Run], wanted: dict[str, Any]) -> None:
     if len(values := {run["config"][key] for run in runs}) > 1:
         raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
 
 
-def loss_to_rank(record: dict[str, Any]) -> float:
-    """A run's loss; infinite if the run ended in no number, so that it is never the best one."""
+def loss_to_rank(record: Run) -> float:
+    """A run's loss; infinite if the run diverged, so that it is never the best one."""
     loss = float(record["scores"]["loss"])
     return loss if math.isfinite(loss) else math.inf
 
@@ -213,10 +237,6 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
     return spread * float(optimize.brentq(missing, 0, 3 * critical**0.5)) / pairs**0.5
 
 
-def _names(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:
-    a, b = _name(first), _name(second)
-    return (f"{a} (first arm)", f"{b} (second arm)") if a == b else (a, b)
-
-
-def _name(config: dict[str, Any]) -> str:
-    return METHODS[config["method"]].label if config["method"] in METHODS else str(config["method"])
+def _label(run: Run) -> str:
+    method = run["config"]["method"]
+    return METHODS[method].label if method in METHODS else str(method)

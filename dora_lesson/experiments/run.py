@@ -83,7 +83,7 @@ def _tune(design: Design, folder: Path, jobs: int, bar: Any) -> dict[PairedRunCo
 def _make(runs: list[PairedRunConfig], design: Design, folder: Path, jobs: int, bar: Any) -> list[dict[str, Any]]:
     """The records of these runs, in their order: those that exist, and the others as they are made."""
     records = read_runs(folder)
-    missing = [run for run in runs if run.name not in records]
+    missing = list(dict.fromkeys(run for run in runs if run.name not in records))
     if missing and (older := next((name for name, record in records.items() if record["versions"] != versions()), "")):
         raise ValueError(
             f"{folder.name}/{older}.json was made with other versions ({records[older]['versions']}): install those, "
@@ -108,7 +108,10 @@ def _run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Iterator[t
     """Each run in a fresh process, whose memory is its own; pairs of run and record, as they are done."""
     if not runs:
         return
-    context = multiprocessing.get_context("spawn")
+    kinds = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+    if "forkserver" in kinds:
+        context.set_forkserver_preload([__name__])  # the libraries are imported once, not once a run
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
     def in_a_process(run: PairedRunConfig) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from dora_lesson.task_api.dataset import Item, answer, encode_chat, load_task_ap
 from dora_lesson.task_api.scoring import score
 from dora_lesson.training.finetune import Collator, finetune
 
+RunMethod = Literal["base", "qbase", "full", "lora", "dora", "qlora", "qdora"]
+
 
 class PairedRunConfig(BaseModel):
     """All that decides a run.
@@ -32,7 +34,7 @@ class PairedRunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str | None = None
-    method: Literal["base", "qbase", "full", "lora", "dora", "qlora", "qdora"]
+    method: RunMethod
     r: int = Field(default=0, ge=0)
     lora_alpha: float = Field(default=0.0, ge=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
