@@ -239,7 +239,7 @@ def test_a_number_is_found_in_an_entry_of_text(entries: Any) -> None:
 @pytest.mark.parametrize(
     ("prose", "problem"),
     [
-        ("74.7<!--table/DoRA-->", "leads nowhere at 'DoRA'"),
+        ("74.7<!--table/DoRA-->", "has no entry 'DoRA'"),
         ("74.7<!--tables/LoRA-->", "no published figures 'tables'"),
         ("1.5<!--table/rows-->", "neither a number nor a text"),
         ("Much<!--table/LoRA--> more", "the mark 'table/LoRA' stands after no number"),

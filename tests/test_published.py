@@ -34,13 +34,13 @@ def test_a_figure_is_reached_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("tables", "no published figures 'tables'; there are: claims, commonsense, correlation"),
-        ("detached_norm/LLaMA-70B", "nowhere at 'LLaMA-70B'; there are: about, source, LLaMA-7B, VL-BART"),
-        ("qdora/items/0", "nowhere at '0'; there are: no entries"),
-        ("ranks/run again/DoRA/16/3", "nowhere at '3'; there are: 0, 1, 2"),
+        ("tables", "no published figures 'tables'; the subjects are: claims, commonsense, correlation"),
+        ("detached_norm/LLaMA-70B", "no entry 'LLaMA-70B'; the entries there are: about, source, LLaMA-7B, VL-BART"),
+        ("qdora/items/0", "no entry '0'; the entries there are: none"),
+        ("ranks/run again/DoRA/16/3", "no entry '3'; the entries there are: 0, 1, 2"),
     ],
 )
-def test_a_path_that_leads_nowhere_names_what_there_is(path: str, message: str) -> None:
+def test_a_path_without_an_entry_names_the_entries(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(path)
 
@@ -87,7 +87,7 @@ def test_no_source_at_all_is_refused_and_one_beside_the_figure_is_enough(write: 
 
 def test_a_broken_file_is_reported(write: Any) -> None:
     write('{"source": ')
-    with pytest.raises(ValueError, match=r"made_up\.json is no JSON .*mend the file"):
+    with pytest.raises(ValueError, match=r"made_up\.json is not valid JSON"):
         load_published("made_up")
 
 

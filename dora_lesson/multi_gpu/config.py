@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-METHODS = ("lora", "dora", "qlora", "qdora")
-DISTRIBUTED = ("none", "data_parallel", "fsdp")
-_NUMBERS: dict[str, Any] = {
-    "r": int,
-    "lora_alpha": (int, float),
-    "steps": int,
-    "batch_size": int,
-    "learning_rate": (int, float),
-    "seed": int,
-}
+from dora_lesson.core import METHODS, Method, first_problem
 
 
-@dataclass(frozen=True)
-class RunConfig:
+class MultiGpuConfig(BaseModel):
     """What the file says; every key is needed.
 
-    model: of the hub, or a folder; null is the bundled one. method: lora, dora, qlora or qdora, where q means a base
-    in 4 bits. r, lora_alpha, target_modules: as in `add_adapters`. steps, batch_size (chats a process), learning_rate,
-    seed: as in `finetune`. output_dir: for checkpoints and the adapter. distributed: none, data_parallel or fsdp.
+    model: of the hub, or a folder; null is the bundled one. r, lora_alpha, target_modules: as in `add_adapters`. steps,
+    batch_size (chats a process), learning_rate, seed: as in `finetune`. output_dir: for checkpoints and the adapter.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     model: str | None
-    method: str
-    r: int
-    lora_alpha: float
+    method: Literal["lora", "dora", "qlora", "qdora"]
+    r: int = Field(ge=1, strict=True)
+    lora_alpha: float = Field(gt=0)
     target_modules: str | list[str]
-    steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int
+    steps: int = Field(ge=1, strict=True)
+    batch_size: int = Field(ge=1, strict=True)
+    learning_rate: float = Field(gt=0, lt=1)  # YAML reads 2e-4 as a text, which pydantic takes for the number
+    seed: int = Field(ge=0, strict=True)
     output_dir: str
-    distributed: str
+    distributed: Literal["none", "data_parallel", "fsdp"]
 
     @property
-    def four_bit(self) -> bool:
-        return self.method.startswith("q")
-
-    @property
-    def adapter(self) -> str:
-        """The method without its q: what `add_adapters` calls it."""
-        return self.method.removeprefix("q")
+    def how(self) -> Method:
+        """The method's row in the table of methods."""
+        return METHODS[self.method]
 
     @property
     def adapter_dir(self) -> Path:
@@ -57,61 +44,30 @@ class RunConfig:
 
     def for_finetune(self) -> dict[str, Any]:
         """The arguments that `finetune` takes from here."""
-        keys = ("steps", "batch_size", "learning_rate", "seed", "output_dir")
-        return {key: getattr(self, key) for key in keys}
+        return self.model_dump(include={"steps", "batch_size", "learning_rate", "seed", "output_dir"})
 
 
-def read_config(path: str | Path) -> RunConfig:
+def read_config(path: str | Path) -> MultiGpuConfig:
     """Read a configuration and check it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no YAML, a key too many or too few, or a value that cannot be meant.
+        ValueError: the file is not valid YAML, or has a wrong key or value.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there: give the configuration of a run, such as dora_lesson/multi_gpu/data_parallel.yaml."
-        )
+        raise FileNotFoundError(f"{path} is not there: pass a file such as dora_lesson/multi_gpu/data_parallel.yaml.")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}): correct that line.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}, but lines of the form `key: value` are expected.")
-    keys = [field.name for field in fields(RunConfig)]
-    if unknown := [key for key in found if key not in keys]:
-        near = difflib.get_close_matches(str(unknown[0]), keys, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(keys)}."
-        raise ValueError(f"{path} sets {unknown[0]!r}, which is no key of a run: {hint}")
-    if missing := [key for key in keys if key not in found]:
-        raise ValueError(f"{path} does not set {missing[0]}: add a line for it, as in data_parallel.yaml.")
-    if isinstance(found["learning_rate"], str):  # to YAML 2e-4 is a text, and only 2.0e-4 a number
-        found["learning_rate"] = _float_or_same(found["learning_rate"])
-    _require_values(path, found)
-    return RunConfig(**found)
-
-
-def _require_values(path: Path, found: dict[str, Any]) -> None:
-    for key, allowed in {"method": METHODS, "distributed": DISTRIBUTED}.items():
-        if found[key] not in allowed:
-            raise ValueError(f"{path} sets {key} to {found[key]!r}, but one of {', '.join(allowed)} is expected.")
-    for key, kind in _NUMBERS.items():
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{path} sets {key} to {found[key]!r}, but {what} is expected.")
-    targets = found["target_modules"]
-    if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
-        raise ValueError(
-            f"{path} sets target_modules to {targets!r}, but layers such as [q_proj, v_proj] are expected."
-        )
-    if not isinstance(found["output_dir"], str) or not isinstance(found["model"], str | None):
-        key = "model" if isinstance(found["output_dir"], str) else "output_dir"
-        raise ValueError(f"{path} sets {key} to {found[key]!r}, but a text is expected.")
-
-
-def _float_or_same(text: str) -> float | str:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct that line.") from None
+    known = [*MultiGpuConfig.model_fields]
+    for key in keys if isinstance(keys, dict) else []:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}."
+            raise ValueError(f"{path} sets {key!r}, which is not a key of a run: {hint}")
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return MultiGpuConfig.model_validate(keys)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_problem(error)}; compare it with data_parallel.yaml.") from None

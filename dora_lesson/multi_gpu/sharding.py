@@ -46,25 +46,29 @@ def shard_frozen(model: Any, device: torch.device) -> Any:
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise SetupError(f"FSDP needs torch 2.7, and this is {torch.__version__}: run `pip install -U torch`.")
     layers = require_adapters(model)
-    trained = {p for p in model.parameters() if p.requires_grad}
-    for p in model.parameters():  # in the model's order, which is the same on every process; a set's is not
-        if p in trained:
-            _replicate(p, device)
-    for layer in layers.values():  # first, while 4-bit weights can still say what they are
-        if isinstance(layer, DoRALinear):  # cache ‖W‖ before FSDP shards W
-            norm = layer._base_norm().to(device)
-            layer._base_norm = lambda norm=norm: norm  # type: ignore[method-assign, misc]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        _replicate(p, device)
+    for layer in layers.values():
+        if isinstance(layer, DoRALinear):
+            _keep_norm(layer, device)
     for module in model.modules():
         if is_four_bit(module):
-            _hold_state(module, device)
+            _keep_quant_state(module, device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in [*model.get_decoder().layers, model]:
-        fully_shard(block, mesh=mesh, ignored_params=trained)
+        fully_shard(block, mesh=mesh, ignored_params=set(trained))
     model._is_accelerate_prepared = True  # accelerate then leaves it as it is, where it would wrap it for data parallel
     return model
 
 
-def _hold_state(layer: Any, device: torch.device) -> None:
+def _keep_norm(layer: DoRALinear, device: torch.device) -> None:
+    """Cache ‖W‖ before FSDP shards W, whose memory changes at every step and whose values never do."""
+    norm = layer._base_norm().to(device)
+    layer._base_norm = lambda: norm  # type: ignore[method-assign]
+
+
+def _keep_quant_state(layer: Any, device: torch.device) -> None:
     """Make a 4-bit layer's weight an ordinary tensor of bytes, and let the layer itself keep what unpacks it."""
     layer.quant_state = layer.weight.quant_state
     layer.quant_state.to(device)

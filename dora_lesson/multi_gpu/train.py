@@ -4,8 +4,8 @@
         -m dora_lesson.multi_gpu.train --config dora_lesson/multi_gpu/data_parallel.yaml
     torchrun --nproc-per-node 2 -m dora_lesson.multi_gpu.train --config dora_lesson/multi_gpu/fsdp.yaml
 
-The launcher starts the processes, the configuration says what they do: `RunConfig` names its keys. A run that was cut
-off goes on from its last checkpoint when the same command is given again. The adapter ends in `output_dir`/adapter.
+The launcher starts the processes, the configuration says what they do: `MultiGpuConfig` names its keys. A run that was
+cut off goes on from its last checkpoint when you give the same command again. The adapter ends in `output_dir`/adapter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from dora_lesson.core import SetupError, quiet_known_noise
-from dora_lesson.multi_gpu.config import RunConfig, read_config
+from dora_lesson.multi_gpu.config import MultiGpuConfig, read_config
 
 _RUN = "run.yaml"
 
@@ -68,7 +68,7 @@ def launcher_problem(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def start_processes(config: RunConfig) -> Any:
+def start_processes(config: MultiGpuConfig) -> Any:
     """Join the other processes and return accelerate's state of them all.
 
     Raises:
@@ -96,40 +96,40 @@ def processes_problem(wanted: str, kind: str, processes: int) -> str | None:
         return None
     if wanted != "none" and several:
         return None
-    found = f"accelerate reports the type {kind} and {processes} process{'es' if processes > 1 else ''}"
+    report = f"accelerate reports the type {kind} and {processes} process{'es' if processes > 1 else ''}"
     if wanted == "none":
-        return f"distributed is none, but {found}: start it with plain python, or set distributed: data_parallel."
+        return f"distributed is none, but {report}: start it with plain python, or set distributed: data_parallel."
     return (
-        f"distributed is {wanted}, but {found}, so every copy would train alone: launch at least two processes, on "
+        f"distributed is {wanted}, but {report}, so every copy would train alone: launch at least two processes, on "
         "GPUs with accelerate launch, on a CPU with torchrun --nproc-per-node 2, or set distributed: none."
     )
 
 
-def claim_folder(config: RunConfig, state: Any) -> None:
+def claim_folder(config: MultiGpuConfig, state: Any) -> None:
     """Write down in `output_dir` which run it holds, and let every process read it.
 
     Raises:
         ValueError: the folder holds another run.
         SetupError: a process does not see what the first one wrote.
     """
-    here = {**vars(config), "processes": state.num_processes}
+    run = {**config.model_dump(), "processes": state.num_processes}
     file = Path(config.output_dir) / _RUN
     if state.is_main_process and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(here, sort_keys=False), encoding="utf-8")
+        file.write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
     state.wait_for_everyone()
     if not file.is_file():
         raise SetupError(f"{file} is not seen by every machine: set output_dir to a folder that all of them share.")
-    there = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    for key, value in here.items():
-        if there.get(key) != value:
+    existing = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    for key, value in run.items():
+        if existing.get(key) != value:
             raise ValueError(
-                f"{config.output_dir} holds another run ({key} {there.get(key)!r} there, {value!r} here): choose "
+                f"{config.output_dir} holds another run ({key} {existing.get(key)!r} there, {value!r} here): choose "
                 "another output_dir, or delete that folder."
             )
 
 
-def prepare_model(config: RunConfig, state: Any) -> tuple[Any, Any]:
+def prepare_model(config: MultiGpuConfig, state: Any) -> tuple[Any, Any]:
     """Load the base, add the adapters and, for fsdp, share the frozen weights out; return (model, tokenizer)."""
     import torch
     from transformers.utils import logging
@@ -144,14 +144,14 @@ def prepare_model(config: RunConfig, state: Any) -> tuple[Any, Any]:
     # A model to be sharded is loaded into the machine's memory: its layers go to the device one by one.
     place = torch.device("cpu") if sharded else state.device
     dtype = default_dtype(state.device)
-    model, tokenizer = load_base(config.model, four_bit=config.four_bit, dtype=dtype, device=place)
+    model, tokenizer = load_base(config.model, four_bit=config.how.four_bit, dtype=dtype, device=place)
     torch.manual_seed(config.seed)  # every process draws the same A
     settings: dict[str, Any] = {key: getattr(config, key) for key in ("r", "lora_alpha", "target_modules")}
-    add_adapters(model, config.adapter, **settings)
+    add_adapters(model, config.how.adapter, **settings)
     return (shard_frozen(model, state.device) if sharded else model), tokenizer
 
 
-def train_and_save(config: RunConfig, state: Any, model: Any, tokenizer: Any) -> None:
+def train_and_save(config: MultiGpuConfig, state: Any, model: Any, tokenizer: Any) -> None:
     """Fine-tune on the training split; the first process saves the adapter and prints the closing sentence."""
     from accelerate.utils import gather_object
 
@@ -166,7 +166,7 @@ def train_and_save(config: RunConfig, state: Any, model: Any, tokenizer: Any) ->
         print(summary(config, result, state, peak))
 
 
-def summary(config: RunConfig, result: Any, state: Any, peak: int) -> str:
+def summary(config: MultiGpuConfig, result: Any, state: Any, peak: int) -> str:
     """The sentence that a finished run ends with, from `finetune`'s result and the largest process's peak in bytes."""
     resumed = f", resumed after step {result.resumed_from}" if result.resumed_from else ""
     several = f"es with {config.distributed}" if state.num_processes > 1 else ""

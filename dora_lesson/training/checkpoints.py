@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -11,42 +12,39 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-_TRAINED = "trained.safetensors"
-_RUN = "run.json"
+_TRAINED, _RUN = "trained.safetensors", "run.json"
 
 
 class TrainedOnly(Trainer):
-    """A Trainer whose checkpoints hold what is trained and leave the frozen base out, whoever made the adapter.
-
-    On several processes the first one writes what is the same on all, and each its own random state.
-    """
+    """A Trainer whose checkpoints hold what is trained and leave the frozen base out, whoever made the adapter."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: p.detach().cpu().contiguous() for name, p in _plain(self.model) if p.requires_grad}
-        save_file(trained, folder / _TRAINED)
+        save_file({name: p.detach().cpu().contiguous() for name, p in self._trained()}, folder / _TRAINED)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the file that is written last says that all others are there
+        self.accelerator.wait_for_everyone()  # the state is written last, and says that all other files are there
 
+    @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
-        with torch.no_grad():
-            for name, p in _plain(model if model is not None else self.model):
-                if p.requires_grad:
-                    p.copy_(saved[name])
+        for name, p in self._trained():
+            p.copy_(saved[name])
 
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over a run that needs no further step; `train` would take one more."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
-def _plain(model: Any) -> Iterable[tuple[str, nn.Parameter]]:
-    """Named parameters of the model itself, without the wrapper of a run on several processes."""
-    parameters: Iterable[tuple[str, nn.Parameter]] = getattr(model, "module", model).named_parameters()
-    return parameters
+    def _trained(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """What is trained, by its name in the model itself, without the wrapper of a run on several processes."""
+        model: Any = getattr(self.model, "module", self.model)
+        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -56,25 +54,22 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
-    """The newest checkpoint that was written to its end, None if there is none.
+    """The newest checkpoint that was written to its end, or None.
 
     Raises:
         ValueError: the folder holds another run.
     """
     if not (folder / _RUN).is_file():
         return None
-    found = json.loads((folder / _RUN).read_text())
-    if different := sorted(key for key in settings if found.get(key) != settings[key]):
-        what = ", ".join(f"{key} {found.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
+    recorded = json.loads((folder / _RUN).read_text())
+    if different := [key for key in settings if recorded.get(key) != settings[key]]:
+        what = ", ".join(f"{key} {recorded.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
-    complete = []
+    complete = {}
     for path in folder.glob("checkpoint-*"):
-        try:  # the trainer writes its state last, so a checkpoint with a whole state is whole
-            state = json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        complete.append((state["global_step"], path))
-    return max(complete)[1] if complete else None
+        with contextlib.suppress(OSError, json.JSONDecodeError):  # the state is cut or missing: skip this checkpoint
+            complete[json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]] = path
+    return complete[max(complete)] if complete else None
 
 
 def digest(value: Any) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_order
@@ -81,25 +80,29 @@ def finetune(
     Raises:
         ValueError: nothing to train or to train on, a number out of range, or `output_dir` holds another run.
     """
-    _require_numbers(steps, batch_size, learning_rate, warmup_share, save_every, output_dir)
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "warmup_share": warmup_share,
+    }
+    _require_numbers(**settings, save_every=save_every or 1)
+    if save_every is not None and output_dir is None:
+        raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
     if not chats:
         raise ValueError("There are no items to train on: pass a split of the set.")
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    if not names:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
         raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
-    if half := sorted({str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype == torch.float16}):
-        raise ValueError(
-            f"Trainable parameters are {half[0]}, too coarse for AdamW's steps: load the model in float32."
-        )
+    if any(p.dtype == torch.float16 for p in trained.values()):
+        raise ValueError("Trainable parameters are torch.float16, too coarse for AdamW: load the model in float32.")
     restore_order(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir) if output_dir is not None else None
-    settings = {
-        "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
-        "gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share,
-        "trained": digest(names), "chats": digest([chat["input_ids"] for chat in chats]),
-    }  # fmt: skip
+    settings |= {"trained": digest([*trained]), "chats": digest([chat["input_ids"] for chat in chats])}
     checkpoint = last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     set_seed(seed)
@@ -132,13 +135,11 @@ def finetune(
         trainer = TrainedOnly(
             model=model,
             args=arguments,
-            train_dataset=_Chats(chats),
+            train_dataset=chats,
             data_collator=Collator(tokenizer.pad_token_id),
             callbacks=[curve, *callbacks],
         )
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
-            trainer.remove_callback(callback)
+    trainer.remove_callback(PrinterCallback)
     trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
     if folder and trainer.is_world_process_zero():
         claim(folder, settings)
@@ -146,23 +147,21 @@ def finetune(
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     try:
-        if checkpoint and resumed_from == steps:  # nothing is left to do, where the trainer would take one more step
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if checkpoint and resumed_from == steps:
+            trainer.load_finished(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         curve.bar.close()
         scratch.cleanup()
-    seconds = time.perf_counter() - started
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     model.eval()
     return FineTuneResult(
         steps=steps,
         losses=[entry["loss"] for entry in log],
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
-        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained_parameters=sum(p.numel() for p in trained.values()),
         resumed_from=resumed_from,
         rates=[entry["learning_rate"] for entry in log],
     )
@@ -170,10 +169,7 @@ def finetune(
 
 @contextlib.contextmanager
 def _adapters_declared(model: Any) -> Iterator[None]:
-    """While a trainer is made, let a 4-bit base with adapters written by hand pass for what it is.
-
-    The trainer refuses to train packed weights, and takes only PEFT's adapters for adapters.
-    """
+    """Let the trainer take a 4-bit base with adapters written by hand; it knows only PEFT's as adapters."""
     by_hand = bool(adapted_layers(model)) and getattr(model, "is_quantized", False)
     if by_hand:
         model.is_quantized = False
@@ -187,17 +183,6 @@ def _adapters_declared(model: Any) -> Iterator[None]:
 def _needs_loss_scaling(model: Any, device: torch.device) -> bool:
     """Whether gradients pass through float16, as on a GPU without bfloat16, where small ones would become zero."""
     return device.type == "cuda" and any(p.dtype == torch.float16 for p in model.parameters())
-
-
-class _Chats(torch.utils.data.Dataset[dict[str, list[int]]]):
-    def __init__(self, chats: list[dict[str, list[int]]]) -> None:
-        self.chats = chats
-
-    def __len__(self) -> int:
-        return len(self.chats)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self.chats[index]
 
 
 class Collator:
@@ -225,7 +210,7 @@ class _Curve(TrainerCallback):
     """Draws the progress bar, in one process alone, and watches the memory of the process."""
 
     def __init__(self, steps: int, done: int, label: str, shown: bool) -> None:
-        hidden = None if shown else True  # None: hidden where the output is no terminal
+        hidden = None if shown else True  # None: hidden where the output is not a terminal
         self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=hidden)
         self.peak = 0
 
@@ -238,15 +223,11 @@ class _Curve(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
 
-def _require_numbers(
-    steps: int, batch_size: int, learning_rate: float, warmup_share: float, save_every: int | None, folder: Any
-) -> None:
-    for name, value in [("steps", steps), ("batch_size", batch_size), ("save_every", save_every or 1)]:
+def _require_numbers(learning_rate: float, warmup_share: float, seed: int, **counts: int) -> None:
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
     if not 0 < learning_rate < 1:
         raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
     if not 0 <= warmup_share <= 1:
         raise ValueError(f"warmup_share is {warmup_share!r}, but a share from 0 to 1 is expected.")
-    if save_every is not None and folder is None:
-        raise ValueError("save_every is given without output_dir: say where the checkpoints go.")

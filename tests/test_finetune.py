@@ -190,7 +190,7 @@ def test_a_model_with_nothing_to_train_is_refused(tokenizer, items):
 LAUNCHED = """
 import torch, sys
 from accelerate import PartialState
-from tests.test_training import SETTINGS, a_model
+from tests.test_finetune import SETTINGS, a_model
 from dora_lesson import load_base
 from dora_lesson.task_api.dataset import load_task_api
 from dora_lesson.training.finetune import finetune

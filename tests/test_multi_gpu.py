@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from dora_lesson import load_base
 from dora_lesson.adapters.layers import DoRALinear
 from dora_lesson.adapters.peft_format import WEIGHTS, load_adapters
-from dora_lesson.multi_gpu import train
-from dora_lesson.multi_gpu.config import RunConfig, read_config
+from dora_lesson.multi_gpu import sharding, train
+from dora_lesson.multi_gpu.config import MultiGpuConfig, read_config
 from tests.conftest import ROOT
 from tests.test_adapters import SOME, TOKENS, small_llama
 
@@ -170,11 +170,11 @@ def test_a_killed_worker_ends_the_run_with_its_reason_and_the_same_command_goes_
     assert distance(adapter(folder, "fsdp_dora"), adapter(folder, "killed")) == 0
 
 
-def test_a_layer_whose_weight_is_sharded_takes_its_norm_no_more(monkeypatch):
+def test_a_layer_whose_weight_is_sharded_keeps_the_norm_of_the_whole_weight(monkeypatch):
     layer = DoRALinear(torch.nn.Linear(8, 6), 2, 4).train()
     x = torch.randn(3, 8)
     before = layer(x)
-    layer.before_sharding(torch.device("cpu"))
+    sharding._keep_norm(layer, torch.device("cpu"))
     layer.base.weight.data = layer.base.weight.data.clone()  # put together again, elsewhere
     monkeypatch.setattr("dora_lesson.adapters.layers.iter_dequantized_rows", None)
     assert torch.equal(layer(x), before)
@@ -224,28 +224,28 @@ def test_accelerates_own_sharding_and_deepspeed_are_refused(folder, monkeypatch,
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"method": "ddora"}, "sets method to 'ddora', but one of lora, dora, qlora, qdora is expected"),
-        ({"distributed": "ddp"}, "sets distributed to 'ddp'"),
+        ({"method": "ddora"}, "method is 'ddora': Input should be 'lora', 'dora', 'qlora' or 'qdora'"),
+        ({"distributed": "ddp"}, "distributed is 'ddp'"),
         ({"lora_alhpa": 8}, "did you mean lora_alpha?"),
-        ({"zero_stage": 2}, "'zero_stage', which is no key of a run: the keys are model"),
-        ({"r": 4.5}, "sets r to 4.5, but a whole number"),
-        ({"learning_rate": "fast"}, "sets learning_rate to 'fast', but a number"),
-        ({"seed": True}, "sets seed to True"),
-        ({"target_modules": [1]}, "sets target_modules"),
-        ({"output_dir": None}, "sets output_dir to None"),
-        ({"model": 7}, "sets model to 7"),
+        ({"zero_stage": 2}, "'zero_stage', which is not a key of a run: the keys are model"),
+        ({"r": 4.5}, "r is 4.5: Input should be a valid integer"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast': Input should be a valid number"),
+        ({"seed": True}, "seed is True"),
+        ({"target_modules": [1]}, "target_modules"),
+        ({"output_dir": None}, "output_dir is None"),
+        ({"model": 7}, "model is 7"),
     ],
 )
-def test_a_configuration_that_cannot_be_meant_is_refused(changed, words, folder, capsys):
+def test_a_wrong_key_or_value_is_refused(changed, words, folder, capsys):
     file = write(folder, "refused", **({"method": "dora", "distributed": "none"} | changed))
     assert train.main(["--config", str(file)]) == 1
     assert words in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_configuration_is_refused(tmp_path):
+def test_a_file_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.yaml is not there"):
         read_config(tmp_path / "nowhere.yaml")
-    for text, words in {"a: [": "no valid YAML", "- a": "holds list", "r: 4": "does not set model"}.items():
+    for text, words in {"a: [": "not valid YAML", "- a": "valid dictionary", "r: 4": "model is missing"}.items():
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(ValueError, match=words):
             read_config(tmp_path / "run.yaml")
@@ -260,7 +260,7 @@ def test_a_rate_as_people_write_it_is_a_number(folder):
 def test_the_folder_of_another_run_is_refused(folder, one, capsys):
     file = write(folder, "dora", method="dora", distributed="none", batch_size=4, lora_alpha=16)
     assert train.main(["--config", str(file)]) == 1
-    assert "holds another run (lora_alpha 8 there, 16 here)" in capsys.readouterr().err
+    assert "holds another run (lora_alpha 8.0 there, 16.0 here)" in capsys.readouterr().err
 
 
 def test_a_folder_that_a_machine_does_not_see_is_refused(folder):
@@ -269,7 +269,9 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(folder):
 
         def wait_for_everyone(self) -> None: ...
 
-    config = RunConfig(**{**yaml.safe_load(write(folder, "unseen", method="dora", distributed="fsdp").read_text())})
+    config = MultiGpuConfig(
+        **{**yaml.safe_load(write(folder, "unseen", method="dora", distributed="fsdp").read_text())}
+    )
     with pytest.raises(train.SetupError, match="not seen by every machine"):
         train.claim_folder(config, Second())
 
@@ -280,7 +282,7 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(folder):
 @pytest.mark.parametrize("way", WAYS)
 def test_ready_runs_are_read(way):
     config = read_config(CONFIGS / f"{way}.yaml")
-    assert config.distributed == way and config.adapter == "dora" and config.r == 16
+    assert config.distributed == way and config.how.adapter == "dora" and config.r == 16
 
 
 def test_ready_launches_are_what_accelerate_takes_and_this_package_accepts():
