@@ -228,7 +228,7 @@ def test_a_run_is_the_same_again_and_another_seed_is_not(tiny_base: Path) -> Non
 
 
 def test_a_run_over_4_bits_is_scored_merged_and_packed_again_and_its_movement_is_followed(tiny_base: Path) -> None:
-    record = make_run(config(tiny_base, "qdora", scored=2, checkpoints=2, steps=2))
+    record = experiments._quiet_run(config(tiny_base, "qdora", scored=2, checkpoints=2, steps=2), "a command")
     assert set(record["requantized"]) == {"task_accuracy", "persona_consistency"} < set(record["scores"])
     assert len(record["right"]) == len(record["replies"]) == len(record["persona"]) == 2
     assert [row[0] for row in record["movement"]] == [1, 1, 1, 2, 2, 2]  # three blocks, q_proj

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, TrainerCallback
 
 from dora_lesson import load_base
 from dora_lesson.adapters.inject import add_adapters
-from dora_lesson.models.shapes import random_llama
+from dora_lesson.memory.timing import random_llama
 from dora_lesson.task_api.dataset import encode_chat, load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 from tests.conftest import ROOT

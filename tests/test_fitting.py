@@ -9,7 +9,8 @@ from transformers import LlamaConfig
 
 from dora_lesson import measure_peak_memory
 from dora_lesson.advisor import memory_fit as fitting
-from dora_lesson.models.shapes import llama_config, random_llama
+from dora_lesson.memory.timing import random_llama
+from dora_lesson.models.shapes import llama_config
 
 SMALL = LlamaConfig(
     hidden_size=512, intermediate_size=1792, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=3,

@@ -18,7 +18,7 @@ from dora_lesson import (
     load_task_api,
     measure_peak_memory,
 )
-from dora_lesson.models.shapes import random_llama
+from dora_lesson.memory.timing import random_llama
 from tests.parity import outputs_and_gradients, peft_layer, relative_error
 from tests.test_linear4bit import an_input, four_bit, moved
 

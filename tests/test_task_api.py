@@ -89,13 +89,13 @@ def reply_line(reply: str) -> str:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no JSON"),
-        ("", "no JSON"),
-        ("[]", "exactly the fields"),
-        (a_line(extra=1), "exactly the fields"),
+        ("{", "Invalid JSON"),
+        ("", "Invalid JSON"),
+        ("[]", "object"),
+        (a_line(extra=1), "extra is not a known key"),
         (a_line(category="sports"), "category is 'sports'"),
         (a_line(messages=[]), "system, user and assistant"),
-        (a_line(), "stands in line 1 already"),
+        (a_line(), "is already in line 1"),
         (reply_line("Done."), "holds 0 lines with a call"),
         (reply_line('Done.\n{"action": "fly"}'), "unknown action 'fly'"),
         (reply_line('Done.\n{"action": "complete", "task": "four"}'), "task is 'four'"),

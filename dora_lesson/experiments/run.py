@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -22,6 +23,7 @@ from dora_lesson.core import SetupError
 from dora_lesson.evidence.design import Design
 from dora_lesson.evidence.records import provenance, read_runs, run_config, versions
 from dora_lesson.evidence.stats import loss_to_rank
+from dora_lesson.experiments.scoring import Movement, scored_replies
 from dora_lesson.task_api.dataset import load_task_api
 from dora_lesson.training.paired_run import PairedRunConfig, make_run
 
@@ -134,8 +136,12 @@ def _run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Iterator[t
 
 
 def _quiet_run(run: PairedRunConfig, command: str) -> dict[str, Any]:
+    movement = Movement(run)
+    score = functools.partial(scored_replies, count=run.scored) if run.scored else None
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would be some of many
-        return provenance(command, [run.seed]) | make_run(run)
+        record = provenance(command, [run.seed]) | make_run(run, [movement], score)
+    record["scores"] |= record.pop("reply_scores", {})
+    return record | ({"movement": movement.rows} if movement.rows else {})
 
 
 def _require_own_runs(folder: Path, design: Design) -> None:

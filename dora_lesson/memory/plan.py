@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from dora_lesson.memory.estimate import adapter_parameters, estimate
+from dora_lesson.memory.tracking import free_bytes
 from dora_lesson.models.load import (
     BUNDLED,
     OPEN_ALTERNATIVE,
     chosen_base,
     default_device,
     default_dtype,
-    free_bytes,
     hub_config,
 )
 from dora_lesson.models.shapes import llama_config

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dora_lesson.adapters.inject import add_adapters, remove_adapters
+from dora_lesson.adapters.inject import add_adapters, matching_linears, remove_adapters, replace_module
 from dora_lesson.core import SetupError
 from dora_lesson.memory.estimate import estimate
-from dora_lesson.memory.tracking import measure_peak_memory
-from dora_lesson.models.load import default_device, four_bit_problem, free_bytes, has_bfloat16
-from dora_lesson.models.shapes import llama_config, random_llama
+from dora_lesson.memory.tracking import free_bytes, measure_peak_memory
+from dora_lesson.models.load import default_device, four_bit_problem, has_bfloat16
+from dora_lesson.models.shapes import llama_config
 
 
 def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:
@@ -141,3 +141,31 @@ def _steps(model: Any, tokens: int, rounds: int) -> dict[str, Any]:
         step()
         times.append(time.perf_counter() - started)
     return {"seconds": statistics.median(times), "peak": peak}
+
+
+def random_llama(config: Any, *, four_bit: bool, dtype: torch.dtype, device: torch.device) -> Any:
+    """A Llama of this configuration with random weights, made layer by layer on the device.
+
+    In 4 bits (NF4, double quantization) no more than one layer is ever there unpacked.
+    """
+    import bitsandbytes as bnb
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    linears = matching_linears(model, "all-linear")
+    for name in linears if four_bit else []:
+        d_out, d_in = model.get_submodule(name).weight.shape
+        layer = bnb.nn.Linear4bit(d_in, d_out, False, dtype, quant_type="nf4", device="meta")
+        W = torch.randn(d_out, d_in, dtype=dtype, device=device) * 0.02
+        layer.weight = bnb.nn.Params4bit(W, requires_grad=False, quant_type="nf4").to(device)
+        replace_module(model, name, layer)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.is_meta:
+                value = torch.ones(p.shape) if p.dim() == 1 else torch.randn(p.shape, device=device) * 0.02
+                setattr(module, name, nn.Parameter(value.to(device, dtype)))
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its buffers are no weights
+    model.tie_weights()
+    model.is_loaded_in_4bit = four_bit  # PEFT asks for it
+    return model.requires_grad_(False).train()

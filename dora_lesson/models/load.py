@@ -13,7 +13,7 @@ from dora_lesson.models.bundled import cache_folder, prepare, quiet_transformers
 
 BUNDLED = "bundled"
 OPEN_ALTERNATIVE = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_base(
@@ -120,13 +120,6 @@ def four_bit_problem(device: torch.device) -> str | None:
     return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes free on the device."""
-    import psutil
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
 def four_bit_config(compute_dtype: torch.dtype) -> Any:
     """The 4-bit configuration of this course: NF4, double quantization, products in `compute_dtype`."""
     from transformers import BitsAndBytesConfig
@@ -154,12 +147,37 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return default_dtype(device)
-    number = _DTYPES.get(str(dtype).removeprefix("torch."))
-    if number is None:
-        raise ValueError(f"dtype is {dtype!r}, but one of {', '.join(_DTYPES)} is expected.")
-    if number is torch.bfloat16 and not has_bfloat16(device):
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, but one of {', '.join(DTYPES)} is expected.")
+    if name == "bfloat16" and not has_bfloat16(device):
         raise SetupError(f"{device} has no bfloat16: pass dtype='float16', or leave dtype out and it is chosen.")
-    return number
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+# What the hub's errors and transformers' messages are about, and what to do. {0} is the model.
+_REASONS = [
+    (
+        ("GatedRepoError", "trying to access a gated repo"),
+        "{0} is gated: accept its licence at https://huggingface.co/{0}, run `hf auth login`, and try again, "
+        f"or use {OPEN_ALTERNATIVE}, which needs no account.",
+    ),
+    (
+        ("RepositoryNotFoundError", "HFValidationError", "is not a valid model identifier"),
+        "{0} is neither a folder here nor a model of the hub: check its spelling (owner/name), or log in with "
+        "`hf auth login` if it is private.",
+    ),
+    (
+        ("safetensors",),
+        "{0} has no weights in the safetensors format, and this course loads no other: choose a model that has, such "
+        f"as {OPEN_ALTERNATIVE}.",
+    ),
+    (
+        ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"),
+        "{0} is not on this machine yet and the hub cannot be reached: connect to the network once, or take the "
+        "bundled model (the default, where DORA_LESSON_BASE is not set).",
+    ),
+]
 
 
 def _explained(source: str, error: Exception, bundled: bool) -> SetupError:
@@ -172,27 +190,10 @@ def _explained(source: str, error: Exception, bundled: bool) -> SetupError:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    kinds = {type(cause).__name__ for cause in causes}
-    said = " ".join(str(cause) for cause in causes)
-    page = f"https://huggingface.co/{source}"
-    if "GatedRepoError" in kinds or "trying to access a gated repo" in said:
-        return SetupError(
-            f"{source} is gated: accept its licence at {page}, run `hf auth login`, and try again, "
-            f"or use {OPEN_ALTERNATIVE}, which needs no account."
-        )
-    if kinds & {"RepositoryNotFoundError", "HFValidationError"} or "is not a valid model identifier" in said:
-        return SetupError(
-            f"{source} is neither a folder here nor a model of the hub: check its spelling (owner/name), "
-            "or log in with `hf auth login` if it is private."
-        )
-    if "safetensors" in said:
-        return SetupError(
-            f"{source} has no weights in the safetensors format, and this course loads no other: choose a model "
-            f"that has, such as {OPEN_ALTERNATIVE}."
-        )
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
-        return SetupError(
-            f"{source} is not on this machine yet and the hub cannot be reached: connect to the network once, or take "
-            "the bundled model (the default, where DORA_LESSON_BASE is not set)."
-        )
-    return SetupError(f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format.")
+    text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    for marks, sentence in _REASONS:
+        if any(mark in text for mark in marks):
+            return SetupError(sentence.format(source))
+    return SetupError(
+        f"{source} cannot be loaded ({text[:120]}): look at its files on https://huggingface.co/{source}."
+    )

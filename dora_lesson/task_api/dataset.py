@@ -9,16 +9,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dora_lesson.core import DATA
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dora_lesson.core import DATA, first_problem
 from dora_lesson.task_api.calls import validate_call
 
 CATEGORIES = ["creation", "completion", "updates", "queries", "coaching", "edge cases", "boundaries"]
 SPLITS = ["train", "validation", "test"]
-_ROLES = ["system", "user", "assistant"]
 
 Item = dict[str, Any]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(pattern=r"\S")
+
+
+class ChatItem(BaseModel):
+    """An item, as a line of the set's files holds it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(min_length=1)
+    category: str
+    messages: list[Message]
+
+    @model_validator(mode="after")
+    def _has_the_form_of_the_set(self) -> ChatItem:
+        if self.category not in CATEGORIES:
+            raise ValueError(f"category is {self.category!r}, but one of {', '.join(CATEGORIES)} is expected")
+        if [message.role for message in self.messages] != ["system", "user", "assistant"]:
+            raise ValueError("messages are expected to be system, user and assistant, in this order")
+        return self
 
 
 def load_task_api(split: str, folder: Path | str | None = None) -> Any:
@@ -44,7 +70,7 @@ def load_task_api(split: str, folder: Path | str | None = None) -> Any:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         problem = validate_item(line)
         if problem is None and (item := json.loads(line))["id"] in lines:
-            problem = f"the id {item['id']!r} stands in line {lines[item['id']]} already"
+            problem = f"the id {item['id']!r} is already in line {lines[item['id']]}"
         if problem is not None:
             raise ValueError(f"{path.name}, line {number}: {problem}.")
         lines[item["id"]] = number
@@ -57,32 +83,16 @@ def load_task_api(split: str, folder: Path | str | None = None) -> Any:
 def validate_item(line: str) -> str | None:
     """What keeps a JSON line from being an item, in a few words, or None."""
     try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"no JSON ({error})"
-    if not isinstance(item, dict) or set(item) != {"id", "category", "messages"}:
-        return "an object with exactly the fields id, category and messages is expected"
-    if not isinstance(item["id"], str) or not item["id"]:
-        return f"id is {item['id']!r}, but a text is expected"
-    if item["category"] not in CATEGORIES:
-        return f"category is {item['category']!r}, but one of {', '.join(CATEGORIES)} is expected"
-    messages = item["messages"]
-    shaped = isinstance(messages, list) and all(
-        isinstance(m, dict) and set(m) == {"role", "content"} and isinstance(m["content"], str) for m in messages
-    )
-    if not shaped or [m["role"] for m in messages] != _ROLES:
-        return "messages are expected to be system, user and assistant, each with role and content"
-    if not all(m["content"].strip() for m in messages):
-        return "a message is empty"
-    reply = messages[2]["content"]
-    calls = [line for line in reply.splitlines() if line.lstrip().startswith("{")]
+        item = ChatItem.model_validate_json(line)
+    except ValidationError as error:
+        return first_problem(error)
+    calls = [line for line in item.messages[2].content.splitlines() if line.lstrip().startswith("{")]
     if len(calls) != 1:
         return f"the reply holds {len(calls)} lines with a call, but one is expected"
     try:
-        call = json.loads(calls[0])
+        return validate_call(json.loads(calls[0]))
     except json.JSONDecodeError as error:
-        return f"the call is no JSON ({error})"
-    return validate_call(call)
+        return f"the call is not valid JSON ({error})"
 
 
 # Chats and tokens.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,11 +11,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
-from dora_lesson.adapters.geometry import direction_change, magnitude_change
-from dora_lesson.adapters.inject import adapted_layers, add_adapters, effective_weights, merge_adapters
+from dora_lesson.adapters.inject import adapted_layers, add_adapters
 from dora_lesson.models.load import load_base
-from dora_lesson.task_api.dataset import Item, answer, encode_chat, load_task_api
-from dora_lesson.task_api.scoring import score
+from dora_lesson.task_api.dataset import Item, encode_chat, load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 
 RunMethod = Literal["base", "qbase", "full", "lora", "dora", "qlora", "qdora"]
@@ -27,8 +24,8 @@ class PairedRunConfig(BaseModel):
 
     `base` None is the bundled model. `lora_A_std` is the standard deviation of A at the start, if it is drawn from a
     normal distribution; 0 is PEFT's start, Kaiming uniform. `held_out` chats of `split` are judged by their loss.
-    `scored` test items are answered by the merged model and scored. The movement of the weights (ΔM and ΔD) is recorded
-    at `checkpoints` steps. "base" and "qbase" are the base as it is, in full size and in 4 bits.
+    "base" and "qbase" are the base as it is, in full size and in 4 bits. `experiments` records how the weights moved, at
+    `checkpoints` steps, and scores the replies to `scored` test items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,44 +59,41 @@ class PairedRunConfig(BaseModel):
         return f"{self.method}{size}-rate{self.learning_rate:g}-{self.split}-seed{self.seed}"
 
 
-def make_run(config: PairedRunConfig) -> dict[str, Any]:
-    """Train, judge and score; return what the run gave, with its configuration, as JSON can hold it."""
-    four_bit = config.method.startswith("q")
-    model, tokenizer = load_base(config.base or "bundled", four_bit=four_bit, dtype=config.dtype)
+def make_run(
+    config: PairedRunConfig,
+    callbacks: Iterable[TrainerCallback] = (),
+    score: Callable[[Any, Any], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train and judge; return what the run gave, with its configuration, as JSON can hold it.
+
+    Args:
+        config: all that decides the run.
+        callbacks: for `finetune`.
+        score: is given the trained model and its tokenizer, and returns further entries.
+    """
+    model, tokenizer = load_base(config.base or "bundled", four_bit=config.method[0] == "q", dtype=config.dtype)
     run: dict[str, Any] = {"config": config.model_dump(mode="json")}
     if config.trains:
-        run |= _train(model, tokenizer, config)
+        run |= _train(model, tokenizer, config, callbacks)
     losses, right = reply_losses(model, tokenizer, list(load_task_api(config.split))[: config.held_out])
     run["scores"] = {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)}
     run["item_losses"] = [round(loss, 4) for loss in losses]
-    if config.scored:
-        items = list(load_task_api("test"))[: config.scored]
-        adapted = bool(adapted_layers(model))
-        if four_bit and adapted:
-            repacked = merge_adapters(copy.deepcopy(model), four_bit=True)
-            run["requantized"] = _scored(repacked, tokenizer, items)["scores"]
-        scored = _scored(merge_adapters(model) if adapted else model, tokenizer, items)
-        run["scores"] |= scored.pop("scores")
-        run |= scored
-    return run
+    return run | (score(model, tokenizer) if score else {})
 
 
-def _train(model: Any, tokenizer: Any, config: PairedRunConfig) -> dict[str, Any]:
-    movement = _Movement(model, config)
+def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     if config.method == "full":
         model.requires_grad_(True)
     else:
-        size: dict[str, Any] = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
-        add_adapters(model, config.method[-4:], **size, target_modules=config.target_modules)
+        size: dict[str, Any] = config.model_dump(include={"r", "lora_alpha", "lora_dropout", "target_modules"})
+        add_adapters(model, config.method[-4:], **size)
     if config.lora_A_std:
         for layer in adapted_layers(model).values():
             torch.nn.init.normal_(layer.lora_A, std=config.lora_A_std)
     started = time.process_time()
     settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed"})
-    result = finetune(
-        model, tokenizer, load_task_api("train"), **settings, callbacks=[movement], label=config.name
-    )  # fmt: skip
+    result = finetune(model, tokenizer, load_task_api("train"), **settings, callbacks=callbacks, label=config.name)
     clock = {} if torch.cuda.is_available() else {"processor_seconds": round(time.process_time() - started, 2)}
     return {
         "trained_parameters": result.trained_parameters,
@@ -107,40 +101,6 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig) -> dict[str, Any
         **clock,
         "peak_memory_bytes": result.peak_memory_bytes,
         "losses": [round(loss, 4) for loss in result.losses],
-        **({"movement": movement.rows} if config.checkpoints else {}),
-    }
-
-
-class _Movement(TrainerCallback):
-    """ΔM and ΔD (paper, Eqs. 3 and 4) of every adapted matrix, at some steps: rows of (step, layer, part, ΔM, ΔD)."""
-
-    def __init__(self, model: Any, config: PairedRunConfig) -> None:
-        count = config.checkpoints
-        self.targets = config.target_modules
-        self.steps = [round(config.steps * (i + 1) / count) for i in range(count)]
-        self.start = effective_weights(model, self.targets) if count else {}
-        self.rows: list[tuple[int, int, str, float, float]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step not in self.steps:
-            return
-        for name, W in effective_weights(model, self.targets).items():
-            layer, part = int(name.split(".")[2]), name.split(".")[-1].removesuffix("_proj")
-            changes = magnitude_change(self.start[name], W).item(), direction_change(self.start[name], W).item()
-            self.rows.append((state.global_step, layer, part, *(float(f"{change:.4g}") for change in changes)))
-
-
-def _scored(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, Any]:
-    replies = answer(model, tokenizer, items, batch_size=34, label="scoring")
-    scores = score(replies, items)
-    return {
-        "scores": {
-            "task_accuracy": round(scores.task_accuracy, 4),
-            "persona_consistency": round(scores.persona_consistency, 3),
-        },
-        "right": "".join(str(int(right)) for right in scores.right),
-        "persona": scores.persona,
-        "replies": replies,
     }
 
 
