@@ -14,19 +14,6 @@ if TYPE_CHECKING:
 _BESIDE = Path(__file__).resolve().parent.parent / "data"
 DATA = _BESIDE if (_BESIDE / "task_api").is_dir() else Path(__file__).resolve().parent / "data"
 
-# The palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by color-blind readers too.
-OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "purple": "#CC79A7",
-    "grey": "#666666",
-}
-
 
 class Method(NamedTuple):
     """A way to fine-tune: its name in code and in prose, and how every figure draws it, never by color alone."""
@@ -48,15 +35,16 @@ class Method(NamedTuple):
         return self.name[-4:] if self.name.endswith(("lora", "dora")) else ""
 
 
+# Colors of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by color-blind readers too.
 METHODS = {
     method.name: method
     for method in [
-        Method("base", "base", OKABE_ITO["grey"], "x", ":"),
-        Method("full", "full fine-tuning", OKABE_ITO["black"], "s", "-"),
-        Method("lora", "LoRA", OKABE_ITO["orange"], "o", "--"),
-        Method("dora", "DoRA", OKABE_ITO["blue"], "^", "-"),
-        Method("qlora", "QLoRA", OKABE_ITO["vermilion"], "v", "-."),
-        Method("qdora", "QDoRA", OKABE_ITO["green"], "D", (0, (5, 1, 1, 1, 1, 1))),
+        Method("base", "base", "#666666", "x", ":"),
+        Method("full", "full fine-tuning", "#000000", "s", "-"),
+        Method("lora", "LoRA", "#E69F00", "o", "--"),
+        Method("dora", "DoRA", "#0072B2", "^", "-"),
+        Method("qlora", "QLoRA", "#D55E00", "v", "-."),
+        Method("qdora", "QDoRA", "#009E73", "D", (0, (5, 1, 1, 1, 1, 1))),
     ]
 }
 ADAPTERS = ("lora", "dora", "qlora", "qdora")  # the methods that train an adapter

@@ -12,6 +12,7 @@ import importlib.util
 import platform
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from dora_lesson.core import quiet_known_noise
 
@@ -83,7 +84,7 @@ def _python_row(report: Report) -> None:
 def _device_rows(report: Report, four_bit: bool) -> None:
     import psutil
 
-    from dora_lesson.models.load import default_device, default_dtype, four_bit_problem, has_bfloat16
+    from dora_lesson.models.load import default_device, default_dtype, has_bfloat16
 
     device = default_device()
     if device.type == "cuda":
@@ -126,3 +127,21 @@ def _imported_before_an_update() -> list[str]:
         if imported is not None and str(imported) != importlib.metadata.version(name):
             stale.append(name)
     return stale
+
+
+def four_bit_problem(device: Any) -> str | None:
+    """Try a small NF4 layer on the device: None if it works, else what went wrong, in a few words."""
+    quiet_known_noise()
+    try:
+        import torch
+        from bitsandbytes.nn import Linear4bit
+
+        # A look at the machine must not shift a lesson's random numbers: hence the fork.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            plain, x = torch.nn.Linear(64, 64, bias=False), torch.randn(4, 64)
+            layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+            layer.load_state_dict(plain.state_dict())
+            error = (layer.to(device)(x.to(device)).cpu() - plain(x)).norm() / plain(x).norm()
+    except Exception as problem:  # whatever it is, it belongs in the report
+        return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
+    return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"

@@ -13,13 +13,13 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from dora_lesson.adapters.inject import (
     adapted_layers,
     add_adapters,
-    effective_weights,
     matching_linears,
     merge_adapters,
     remove_adapters,
 )
 from dora_lesson.adapters.peft_format import CONFIG, WEIGHTS, load_adapters, save_adapters
 from dora_lesson.adapters.report import adapter_report
+from dora_lesson.evidence.movement import effective_weights
 from dora_lesson.memory.estimate import adapter_parameters, trainable_count
 
 SOME = ["q_proj", "v_proj", "up_proj"]

@@ -14,7 +14,6 @@ from dora_lesson import environment
 from dora_lesson.__main__ import main
 from dora_lesson.core import SetupError
 from dora_lesson.environment import Report, doctor, start_lesson
-from dora_lesson.models import load
 from tests.conftest import ROOT, RunPython
 from tools import notebooks
 
@@ -59,15 +58,15 @@ def test_doctor_reports_what_is_missing_and_fails(missing: list[str], run_python
 def test_doctor_tries_4_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert load.four_bit_problem(torch.device("cpu")) is None
+    assert environment.four_bit_problem(torch.device("cpu")) is None
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, x: torch.zeros(4, 64))
-    assert "wrong results" in (load.four_bit_problem(torch.device("cpu")) or "")
+    assert "wrong results" in (environment.four_bit_problem(torch.device("cpu")) or "")
 
     def broken(self: Any, x: Any) -> None:
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", broken)
-    assert load.four_bit_problem(torch.device("cpu")) == "RuntimeError: no kernel image"
+    assert environment.four_bit_problem(torch.device("cpu")) == "RuntimeError: no kernel image"
     report = doctor()
     assert "no kernel image" in str(report)
     assert report.ok  # the lessons that need it are later ones
@@ -79,7 +78,7 @@ def test_trying_4_bit_leaves_random_numbers_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    load.four_bit_problem(torch.device("cpu"))
+    environment.four_bit_problem(torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from dora_lesson import load_base, load_runs, load_task_api
 from dora_lesson.core import DATA, SetupError
+from dora_lesson.evidence import paired_run
 from dora_lesson.evidence.design import DESIGNS, Design, read_design
+from dora_lesson.evidence.paired_run import PairedRunConfig, make_run, reply_losses
 from dora_lesson.evidence.records import PROVENANCE, provenance
 from dora_lesson.experiments import run as experiments
 from dora_lesson.experiments.__main__ import main
 from dora_lesson.task_api.dataset import encode_chat
-from dora_lesson.training import paired_run
-from dora_lesson.training.paired_run import PairedRunConfig, make_run, reply_losses
 from tests.test_design import ARM, SMALL, design
 
 TUNED = [ARM | {"rates": [1e-3, 2e-3, 4e-3]}]
@@ -252,7 +252,7 @@ def test_a_wide_start_is_as_wide_as_asked(tiny_base: Path, monkeypatch: pytest.M
 def test_losses_of_replies_are_the_models_own_one_by_one() -> None:
     model, tokenizer = load_base("bundled", dtype="float32", device="cpu")
     items = list(load_task_api("test"))[:5]
-    losses, right = reply_losses(model, tokenizer, items, batch_size=3)
+    losses, right = reply_losses(model, tokenizer, items)
     for item, loss, share in zip(items, losses, right, strict=True):
         chat = encode_chat(tokenizer, item["messages"])
         ids, labels = torch.tensor([chat["input_ids"]]), torch.tensor([chat["labels"]])

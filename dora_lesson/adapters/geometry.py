@@ -25,7 +25,7 @@ def decompose(W: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: `W` is not a floating-point matrix.
     """
-    _require_matrix(W, "W")
+    _require_matrices(W=W)
     m = vector_norm(W, dim=1)
     divisor = torch.where(m > 0, m, torch.ones_like(m))
     return m, W / divisor[:, None]
@@ -37,7 +37,7 @@ def recompose(m: Tensor, V: Tensor) -> Tensor:
     Raises:
         ValueError: `V` is not a floating-point matrix, or `m` does not hold one magnitude per row of `V`.
     """
-    _require_matrix(V, "V")
+    _require_matrices(V=V)
     if m.shape != V.shape[:1]:
         raise ValueError(f"m has shape {tuple(m.shape)}, but V has {len(V)} rows: pass m of shape ({len(V)},).")
     return m[:, None] * V
@@ -49,7 +49,7 @@ def magnitude_change(W0: Tensor, W1: Tensor) -> Tensor:
     Raises:
         ValueError: the two are not floating-point matrices of one shape.
     """
-    _require_pair(W0, W1)
+    _require_matrices(W0=W0, W1=W1)
     return (vector_norm(W1, dim=1) - vector_norm(W0, dim=1)).abs().mean()
 
 
@@ -63,24 +63,19 @@ def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
     Raises:
         ValueError: the two are not floating-point matrices of one shape.
     """
-    _require_pair(W0, W1)
+    _require_matrices(W0=W0, W1=W1)
     (m0, V0), (m1, V1) = decompose(W0), decompose(W1)
     turned = (V1 - V0).square().sum(dim=1) / 2
     return torch.where((m0 > 0) != (m1 > 0), torch.ones_like(turned), turned).mean()
 
 
-def _require_matrix(W: Tensor, name: str) -> None:
-    if W.ndim != 2 or not W.is_floating_point():
-        raise ValueError(
-            f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: pass a floating-point matrix (d_out, d_in), "
-            "dequantized if it is 4-bit."
-        )
-
-
-def _require_pair(W0: Tensor, W1: Tensor) -> None:
-    _require_matrix(W0, "W0")
-    _require_matrix(W1, "W1")
-    if W0.shape != W1.shape:
-        raise ValueError(
-            f"W0 has shape {tuple(W0.shape)} and W1 {tuple(W1.shape)}: pass the same layer before and after."
-        )
+def _require_matrices(**weights: Tensor) -> None:
+    for name, W in weights.items():
+        if W.ndim != 2 or not W.is_floating_point():
+            raise ValueError(
+                f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: pass a floating-point matrix (d_out, d_in), "
+                "dequantized if it is 4-bit."
+            )
+    if len({W.shape for W in weights.values()}) > 1:
+        shapes = " and ".join(f"{name} has shape {tuple(W.shape)}" for name, W in weights.items())
+        raise ValueError(f"{shapes}: pass the same layer before and after.")

@@ -6,11 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dora_lesson.adapters.layers import DoRALinear, LoRALinear
-from dora_lesson.adapters.linear4bit import frozen_weight, is_four_bit, restore_order
+from dora_lesson.adapters.linear4bit import is_four_bit, restore_order
 
 LAYERS = {"lora": LoRALinear, "dora": DoRALinear}
 
@@ -32,7 +31,10 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         output = getattr(model, "get_output_embeddings", lambda: None)()
         return [name for name in linears if modules[name] is not output]
     if isinstance(target_modules, str):
-        matches = {target_modules: _full_matches(target_modules, modules)}
+        try:
+            matches = {target_modules: [name for name in modules if re.fullmatch(target_modules, name)]}
+        except re.error as error:
+            raise ValueError(f"target_modules is not a regular expression: {target_modules!r} ({error}).") from None
     else:
         entries = list(target_modules)
         if not entries:
@@ -47,13 +49,6 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         kind = type(modules[other[0]]).__name__
         raise TypeError(f"target_modules selects {other[0]}, a {kind}, but only linear layers can be adapted.")
     return [name for name in modules if name in selected]
-
-
-def _full_matches(pattern: str, names: Iterable[str]) -> list[str]:
-    try:
-        return [name for name in names if re.fullmatch(pattern, name)]
-    except re.error as error:
-        raise ValueError(f"target_modules is {pattern!r}, which is not a regular expression ({error}).") from None
 
 
 def _suggestion(unmatched: Iterable[str], names: Iterable[str]) -> str:
@@ -99,7 +94,7 @@ def add_adapters(
     model.requires_grad_(False)
     for name, layer in layers.items():
         layer.lora_A.requires_grad_(True)
-        replace_module(model, name, layer.train(model.training))
+        model.set_submodule(name, layer.train(model.training))
     model._trainable_before_adapters = was_trainable  # type: ignore[assignment]
     return model
 
@@ -116,7 +111,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
         raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantize the merged model.")
     for name, layer in layers.items():
-        replace_module(model, name, layer.merge(four_bit))
+        model.set_submodule(name, layer.merge(four_bit))
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
         quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
@@ -126,7 +121,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
 def remove_adapters(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
     for name, layer in require_adapters(model).items():
-        replace_module(model, name, layer.base)
+        model.set_submodule(name, layer.base)
     _train_only(model, getattr(model, "_trainable_before_adapters", set()))  # type: ignore[arg-type]
     return model
 
@@ -141,24 +136,8 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-@torch.no_grad()
-def effective_weights(model: nn.Module, target_modules: str | Sequence[str]) -> dict[str, Tensor]:
-    """Name to a copy of the weight (d_out, d_in) that each selected layer applies now, its adapter merged in."""
-    layers = {name: model.get_submodule(name) for name in matching_linears(model, target_modules)}
-    return {
-        name: layer.merged_weight() if isinstance(layer, LoRALinear) else frozen_weight(layer).detach().clone()  # type: ignore[arg-type]
-        for name, layer in layers.items()
-    }
-
-
 def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
     """`adapted_layers`, of which there must be some."""
     if not (layers := adapted_layers(model)):
         raise ValueError("The model has no hand-written adapters: add them first, or use PEFT's methods for PEFT's.")
     return layers
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` where the module of this name is, in place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)

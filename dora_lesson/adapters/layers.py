@@ -108,12 +108,11 @@ class DoRALinear(LoRALinear):
         """Map x (..., d_in) to (..., d_out)."""
         tokens = x.reshape(-1, x.shape[-1])
         dropped = self.dropout(tokens)
-        norm = self._cached_norm()
-        if norm is None:
+        if (norm := self._cached_norm()) is not None:
+            xW = frozen_product(self.base, dropped)
+        else:
             xW, WA = frozen_products(self.base, dropped, self.lora_A)
             norm = self._compute_norm(WA)
-        else:
-            xW = frozen_product(self.base, dropped)
         xV = self._add_update(xW, dropped)  # (tokens, d_out)
         y = _ScaleOutputs.apply(xV, self.magnitude, norm)
         if self.training and self.dropout.p > 0:  # what dropout took still goes through W alone
@@ -214,12 +213,11 @@ def _require_base(base: nn.Module) -> None:
         raise TypeError(f"The base is a {kind}, but an nn.Linear is expected: pass one linear layer.")
     if base.weight.is_meta:
         raise ValueError("The base has its weights on the meta device: load them first.")
-    if is_four_bit(base) and base.in_features % (block := quant_state(base).blocksize):
-        raise ValueError(  # bitsandbytes unpacks such rows wrongly on a CPU
-            f"The base has d_in={base.in_features}, which is not a multiple of its block size {block}: "
-            "leave this layer in 16 bits."
-        )
-    if not base.weight.is_floating_point() and not is_four_bit(base):
+    if is_four_bit(base):
+        block, d_in = quant_state(base).blocksize, base.in_features
+        if d_in % block:  # bitsandbytes unpacks such rows wrongly on a CPU
+            raise ValueError(f"The base has d_in={d_in}, not a multiple of its block size {block}: keep it in 16 bits.")
+    elif not base.weight.is_floating_point():
         raise TypeError(f"The base holds {base.weight.dtype} weights: pass a 16-bit or 32-bit layer, or a 4-bit one.")
 
 
@@ -227,8 +225,7 @@ def _require_numbers(base: nn.Linear, r: int, lora_alpha: float, lora_dropout: f
     d_out, d_in = base.out_features, base.in_features
     if not isinstance(r, int) or isinstance(r, bool):
         raise TypeError(f"r is {r!r}, but an integer is expected: pass a rank such as 8 or 16.")
-    if not 1 <= r <= min(d_out, d_in):
-        largest = min(d_out, d_in)
+    if not 1 <= r <= (largest := min(d_out, d_in)):
         raise ValueError(f"r is {r}, but a layer with d_out={d_out} and d_in={d_in} takes a rank from 1 to {largest}.")
     if not isinstance(lora_alpha, int | float):
         raise TypeError(f"lora_alpha is {lora_alpha!r}, but a number is expected: try {r} or {2 * r}.")

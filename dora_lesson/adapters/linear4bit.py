@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dora_lesson.core import quiet_known_noise
 
-_ROWS = 512  # rows unpacked at a time
+_ROWS = 512  # rows in a piece
 
 quiet_known_noise()  # bitsandbytes logs a line about a missing package on the first 4-bit product
 
@@ -70,23 +70,12 @@ def frozen_weight(base: nn.Linear) -> Tensor:
     return W
 
 
-def iter_dequantized_rows(base: Any) -> Iterator[tuple[slice, Tensor]]:
+def iter_dequantized_rows(base: nn.Linear) -> Iterator[tuple[slice, Tensor]]:
     """W in pieces of some hundred rows, in order, each with the slice of rows that it holds."""
-    from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
-
-    d_in = base.in_features
-    pieces = [slice(i, min(i + _ROWS, base.out_features)) for i in range(0, base.out_features, _ROWS)]
-    if not is_four_bit(base):
-        yield from ((rows, base.weight[rows]) for rows in pieces)
-        return
-    state = quant_state(base)
-    absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-    blocks, packed = absmax.view(-1, d_in // state.blocksize), base.weight.view(-1, d_in // 2)
-    settings = {"code": state.code, "blocksize": state.blocksize, "quant_type": state.quant_type, "dtype": state.dtype}
-    for rows in pieces:
-        shape = torch.Size((rows.stop - rows.start, d_in))
-        piece = QuantState(blocks[rows].flatten(), shape=shape, **settings)
-        yield rows, dequantize_4bit(packed[rows].reshape(-1, 1), piece)
+    W = frozen_weight(base)
+    for start in range(0, len(W), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, W[rows]
 
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:

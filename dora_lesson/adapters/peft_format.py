@@ -13,25 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dora_lesson.adapters.inject import (
-    adapted_layers,
-    add_adapters,
-    matching_linears,
-    remove_adapters,
-    require_adapters,
-)
+from dora_lesson.adapters import inject
 from dora_lesson.adapters.layers import DoRALinear, LoRALinear
 from dora_lesson.core import first_problem
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Keys of a configuration that cannot change what the adapter computes.
+# Keys of a configuration that cannot change what the adapter computes; the file's own tensors say which layers it has.
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "init_lora_weights"}
-_HARMLESS |= {"runtime_config", "ephemeral_gpu_offload", "exclude_modules"}
+_HARMLESS |= {"runtime_config", "ephemeral_gpu_offload", "exclude_modules", "target_modules"}
 
 
 class AdapterConfig(BaseModel):
-    """What `adapter_config.json` says, as far as the hand-written layers can do it."""
+    """What `adapter_config.json` says as far as the hand-written layers follow it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,17 +34,7 @@ class AdapterConfig(BaseModel):
     lora_alpha: float = Field(gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_dora: bool = False
-    target_modules: list[str] | str | None = None
     base_model_name_or_path: str | None = None
-
-    @property
-    def unsupported(self) -> dict[str, Any]:
-        """Further keys that are not harmless and differ from PEFT's default."""
-        from peft import LoraConfig
-
-        defaults = LoraConfig().to_dict()
-        further = {key: value for key, value in (self.model_extra or {}).items() if key not in _HARMLESS and value}
-        return {key: value for key, value in further.items() if value != defaults.get(key)}
 
 
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
@@ -63,7 +47,7 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """
     from peft import LoraConfig
 
-    layers = require_adapters(model)
+    layers = inject.require_adapters(model)
     first = next(iter(layers.values()))
     if len({(type(x), x.r, x.lora_alpha, x.dropout.p) for x in layers.values()}) > 1:
         raise ValueError("The layers differ in method, r, lora_alpha or lora_dropout: one folder holds one setting.")
@@ -81,7 +65,7 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
         base_model_name_or_path=base_name(model),
         inference_mode=True,
     )
-    tensors = {key: t for name, layer in layers.items() for key, t in _tensors(name, layer).items()}
+    tensors = _all_tensors(layers)
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)  # what a killed call left
     partial.mkdir(parents=True)
@@ -115,10 +99,12 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
         if not isinstance(modules.get(name), nn.Linear):
             raise ValueError(f"{path} adapts {name}, which this model does not have as a linear layer: another base?")
     settings: Any = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
-    add_adapters(model, "dora" if config.use_dora else "lora", target_modules=names, **settings)
-    parameters = {key: p for name, layer in adapted_layers(model).items() for key, p in _tensors(name, layer).items()}
+    inject.add_adapters(model, "dora" if config.use_dora else "lora", target_modules=names, **settings)
+    parameters = {
+        key: p for name, layer in inject.adapted_layers(model).items() for key, p in _tensors(name, layer).items()
+    }
     if problem := _mismatch(parameters, tensors):
-        remove_adapters(model)
+        inject.remove_adapters(model)
         raise ValueError(f"{path / WEIGHTS} {problem}.")
     with torch.no_grad():
         for key, parameter in parameters.items():
@@ -144,15 +130,19 @@ def base_name(model: nn.Module) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _tensors(name: str, layer: LoRALinear) -> dict[str, Tensor]:
-    """What PEFT's file holds for one layer: key to tensor."""
-    tensors = {"lora_A.weight": layer.lora_A, "lora_B.weight": layer.lora_B}
-    if isinstance(layer, DoRALinear):
-        tensors["lora_magnitude_vector"] = layer.magnitude
-    return {f"{_PREFIX}{name}.{key}": tensor for key, tensor in tensors.items()}
+def _all_tensors(layers: dict[str, LoRALinear]) -> dict[str, Tensor]:
+    """What PEFT's file holds: key to tensor."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        tensors |= {f"{_PREFIX}{name}.lora_A.weight": layer.lora_A, f"{_PREFIX}{name}.lora_B.weight": layer.lora_B}
+        if isinstance(layer, DoRALinear):
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude
+    return tensors
 
 
 def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    from peft import LoraConfig
+
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path / file} is not there: give the folder that holds {CONFIG} and {WEIGHTS}.")
@@ -160,8 +150,10 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         config = AdapterConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ValueError(f"{path / CONFIG} does not describe a LoRA or DoRA adapter: {first_problem(error)}.") from None
-    for key, value in config.unsupported.items():
-        raise ValueError(f"{path / CONFIG} sets {key}={value!r}, which the hand-written layers do not have: use PEFT.")
+    defaults = LoraConfig().to_dict()
+    for key, value in (config.model_extra or {}).items():
+        if key not in _HARMLESS and value and value != defaults.get(key):
+            raise ValueError(f"{path / CONFIG} sets {key}={value!r}, which these layers cannot do: use PEFT.")
     try:
         return config, load_file(path / WEIGHTS)
     except SafetensorError as error:
@@ -171,4 +163,4 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 def _shortest_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
     """Last parts of the names where these select exactly the adapted layers, as in q_proj; else the names in full."""
     short = sorted({name.split(".")[-1] for name in layers})
-    return short if set(matching_linears(model, short)) == set(layers) else sorted(layers)
+    return short if set(inject.matching_linears(model, short)) == set(layers) else sorted(layers)

@@ -32,10 +32,9 @@ class AdapterReport:
         return self.method == "DoRA" and not self.problems
 
     def __repr__(self) -> str:
-        lines = [f"{'part':10} layers  trainable    formula"]
         total = ("all", sum(row[1] for row in self.rows), self.trainable, sum(row[3] for row in self.rows))
-        for part, layers, trainable, formula in [*self.rows, total]:
-            lines.append(f"{part:10} {layers:6} {trainable:10,} {formula:10,}")
+        lines = [f"{'part':10} layers  trainable    formula"]
+        lines += [f"{row[0]:10} {row[1]:6} {row[2]:10,} {row[3]:10,}" for row in [*self.rows, total]]
         moved = {None: "", True: "; magnitudes have moved", False: "; magnitudes are where they started"}
         return "\n".join([*lines, f"method: {self.method}{moved[self.magnitude_moved]}", *self.problems])
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dora_lesson.advisor.memory_fit import Fit, setting, usable_bytes
-from dora_lesson.memory.plan import KNOWN
-from dora_lesson.models.load import BUNDLED, hub_config
+from dora_lesson.memory.plan import KNOWN, hub_config
+from dora_lesson.models.load import BUNDLED
 from dora_lesson.models.shapes import SHAPES, llama_config
 
 PRIORITIES = ("quality", "time", "memory")

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from dora_lesson.core import DATA, first_problem
+from dora_lesson.evidence.paired_run import PairedRunConfig, RunMethod
 from dora_lesson.evidence.stats import detectable
-from dora_lesson.training.paired_run import PairedRunConfig, RunMethod
 
 DESIGNS = DATA / "designs"
 Rate = Annotated[float, Field(ge=0, lt=1)]

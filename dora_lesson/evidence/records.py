@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dora_lesson.core import DATA
-from dora_lesson.training.paired_run import PairedRunConfig
+from dora_lesson.evidence.paired_run import PairedRunConfig
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")

@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 
 from dora_lesson.core import SetupError
 from dora_lesson.evidence.design import Design
+from dora_lesson.evidence.movement import Movement
+from dora_lesson.evidence.paired_run import PairedRunConfig, make_run
 from dora_lesson.evidence.records import provenance, read_runs, run_config, versions
 from dora_lesson.evidence.stats import loss_to_rank
-from dora_lesson.experiments.scoring import Movement, scored_replies
+from dora_lesson.experiments.scoring import scored_replies
 from dora_lesson.task_api.dataset import load_task_api
-from dora_lesson.training.paired_run import PairedRunConfig, make_run
 
 PER_RUN = ("learning_rate", "seed", "split")  # what the runs of one arm differ in
 

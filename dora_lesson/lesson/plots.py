@@ -14,10 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dora_lesson.core import METHODS as ALL_METHODS
-from dora_lesson.core import OKABE_ITO
 
 Point = tuple[float, float]
 
+
+# The palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by color-blind readers too.
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "grey": "#666666",
+}
 
 METHODS = {method.label: method for method in ALL_METHODS.values()}  # by the name in prose
 WIDTH = 6.4  # inches; at DPI this is 704 pixels, what a Colab output column holds

@@ -17,7 +17,7 @@ from dora_lesson.models.load import (
     chosen_base,
     default_device,
     default_dtype,
-    hub_config,
+    explained,
 )
 from dora_lesson.models.shapes import llama_config
 
@@ -115,6 +115,20 @@ def plan_base(
         seconds=operations / (0.5 * _operations_per_second(device, dtype)),
         needs_token=gated and not _token(),
     )
+
+
+def hub_config(model_id: str) -> Any:
+    """The configuration of a model of the hub, or in a folder, without its weights.
+
+    Raises:
+        SetupError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model_id, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise explained(model_id, error) from error
 
 
 def _config(model_id: str) -> Any:

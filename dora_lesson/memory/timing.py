@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dora_lesson.adapters.inject import add_adapters, matching_linears, remove_adapters, replace_module
-from dora_lesson.core import SetupError
+from dora_lesson.adapters.inject import add_adapters, matching_linears, remove_adapters
 from dora_lesson.memory.estimate import estimate
 from dora_lesson.memory.tracking import free_bytes, measure_peak_memory
-from dora_lesson.models.load import default_device, four_bit_problem, has_bfloat16
+from dora_lesson.models.load import default_device, has_bfloat16
 from dora_lesson.models.shapes import llama_config
 
 
@@ -74,13 +73,10 @@ def measure_shape(
 
     Raises:
         ValueError: an unknown shape, or `rounds` below 1.
-        SetupError: 4-bit layers do not work here.
     """
     config, device = llama_config(name), device or default_device()
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but at least one timed step is expected.")
-    if problem := four_bit_problem(device):
-        raise SetupError(f"4-bit layers do not work here ({problem}).")
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float16
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
@@ -159,7 +155,7 @@ def random_llama(config: Any, *, four_bit: bool, dtype: torch.dtype, device: tor
         layer = bnb.nn.Linear4bit(d_in, d_out, False, dtype, quant_type="nf4", device="meta")
         W = torch.randn(d_out, d_in, dtype=dtype, device=device) * 0.02
         layer.weight = bnb.nn.Params4bit(W, requires_grad=False, quant_type="nf4").to(device)
-        replace_module(model, name, layer)
+        model.set_submodule(name, layer)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             if p.is_meta:

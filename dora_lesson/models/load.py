@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import Any
 
 import torch
@@ -41,8 +42,6 @@ def load_base(
     quiet_known_noise()
     place = _device(device)
     number = _dtype(dtype, place)
-    if four_bit and (problem := four_bit_problem(place)):
-        raise SetupError(f"4-bit loading does not work here ({problem}): pass four_bit=False.")
     model_id = chosen_base(model_id)
     bundled = model_id == BUNDLED
     source = str(prepare()) if bundled else model_id
@@ -58,7 +57,12 @@ def load_base(
                 source, dtype=number, device_map={"": place}, use_safetensors=True, **options
             )
     except (OSError, ValueError, ImportError) as error:
-        raise _explained(source, error, bundled=bundled) from error
+        if not bundled:
+            raise explained(source, error) from error
+        raise SetupError(
+            f"The bundled model in {cache_folder()} cannot be read: delete that folder, run "
+            "`python -m dora_lesson prepare`, then try again."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
@@ -69,20 +73,6 @@ def chosen_base(model_id: str | None) -> str:
     return model_id or os.environ.get("DORA_LESSON_BASE") or BUNDLED
 
 
-def hub_config(model_id: str) -> Any:
-    """The configuration of a model of the hub, or in a folder, without its weights.
-
-    Raises:
-        SetupError: it cannot be had.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model_id, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _explained(model_id, error, bundled=False) from error
-
-
 def default_device() -> torch.device:
     """The first CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -90,34 +80,16 @@ def default_device() -> torch.device:
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """float32 on a CPU; on a GPU bfloat16 where the hardware has it, else float16 (a T4)."""
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if has_bfloat16(device) else torch.float16
+    on_gpu = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    return torch.float32 if device.type == "cpu" else on_gpu
 
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 itself, not by emulation. A CPU always can."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    return True
-
-
-def four_bit_problem(device: torch.device) -> str | None:
-    """Try a small NF4 layer on the device: None if it works, else what went wrong, in a few words."""
-    quiet_known_noise()
-    try:
-        from bitsandbytes.nn import Linear4bit
-
-        # A look at the machine must not shift a lesson's random numbers: hence the fork.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            plain, x = torch.nn.Linear(64, 64, bias=False), torch.randn(4, 64)
-            layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
-            layer.load_state_dict(plain.state_dict())
-            error = (layer.to(device)(x.to(device)).cpu() - plain(x)).norm() / plain(x).norm()
-    except Exception as problem:  # whatever it is, it belongs in the report
-        return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
-    return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def four_bit_config(compute_dtype: torch.dtype) -> Any:
@@ -155,45 +127,27 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return getattr(torch, name)  # type: ignore[no-any-return]
 
 
-# What the hub's errors and transformers' messages are about, and what to do. {0} is the model.
-_REASONS = [
-    (
-        ("GatedRepoError", "trying to access a gated repo"),
-        "{0} is gated: accept its licence at https://huggingface.co/{0}, run `hf auth login`, and try again, "
-        f"or use {OPEN_ALTERNATIVE}, which needs no account.",
-    ),
-    (
-        ("RepositoryNotFoundError", "HFValidationError", "is not a valid model identifier"),
-        "{0} is neither a folder here nor a model of the hub: check its spelling (owner/name), or log in with "
-        "`hf auth login` if it is private.",
-    ),
-    (
-        ("safetensors",),
-        "{0} has no weights in the safetensors format, and this course loads no other: choose a model that has, such "
-        f"as {OPEN_ALTERNATIVE}.",
-    ),
-    (
-        ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"),
-        "{0} is not on this machine yet and the hub cannot be reached: connect to the network once, or take the "
-        "bundled model (the default, where DORA_LESSON_BASE is not set).",
-    ),
-]
+# Words in the errors of the hub and of transformers, and what to do about them; {0} is the model.
+_REASONS = {
+    r"GatedRepoError|trying to access a gated repo": "{0} is gated: accept its licence at https://huggingface.co/{0}, "
+    f"run `hf auth login`, and try again, or use {OPEN_ALTERNATIVE}, which needs no account.",
+    r"RepositoryNotFoundError|HFValidationError|is not a valid model identifier": "{0} is neither a folder here nor a "
+    "model of the hub: check its spelling (owner/name), or log in with `hf auth login` if it is private.",
+    r"bitsandbytes": "4-bit loading does not work here: run `pip install -U bitsandbytes`, or pass four_bit=False.",
+    r"safetensors": "{0} has no weights in the safetensors format, and this course loads no other: choose a model that "
+    f"has, such as {OPEN_ALTERNATIVE}.",
+    r"LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectError|ConnectionError": "{0} is not on this machine yet and "
+    "the hub cannot be reached: connect to the network once, or take the bundled model (unset DORA_LESSON_BASE).",
+}
 
 
-def _explained(source: str, error: Exception, bundled: bool) -> SetupError:
+def explained(source: str, error: Exception) -> SetupError:
     """One sentence for what from_pretrained raises; the hub's own error is somewhere among its causes."""
-    if bundled:
-        return SetupError(
-            f"The bundled model in {cache_folder()} cannot be read: delete that folder, "
-            "run `python -m dora_lesson prepare`, then try again."
-        )
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    for marks, sentence in _REASONS:
-        if any(mark in text for mark in marks):
-            return SetupError(sentence.format(source))
-    return SetupError(
-        f"{source} cannot be loaded ({text[:120]}): look at its files on https://huggingface.co/{source}."
-    )
+    page = f"https://huggingface.co/{source}"
+    other = f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format."
+    sentence = next((sentence for words, sentence in _REASONS.items() if re.search(words, text)), other)
+    return SetupError(sentence.format(source))

@@ -5,112 +5,63 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 Call = dict[str, Any]
 
-# A field's description is what a wrong value is told to be.
-_Text = Annotated[str, Field(pattern=r"\S", description="a text")]
-_Task = Annotated[int, Field(gt=0, description="the number of a task")]
-_Date = Annotated[
-    str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$", description="a date such as 2026-03-14")
-]
-_Time = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="a time such as 09:30")]
-_Priority = Annotated[Literal["high", "low"], Field(description="high or low")]
+ACTIONS: dict[str, tuple[list[str], list[str]]] = {  # the fields that a call needs, and those that it may have
+    "create": (["title"], ["due", "time", "priority"]),
+    "complete": (["task"], []),
+    "update": (["task"], ["title", "due", "time", "priority"]),
+    "delete": (["task"], []),
+    "list": ([], ["due", "until", "priority"]),
+    "search": (["query"], []),
+    "none": ([], []),
+}
+_REMOVABLE = ("due", "time", "priority")  # null in an update removes them
+
+_DAY = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$"
+_TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+_TEXT: Any = Annotated[str, Field(pattern=r"\S", description="a text")]
+_DATE: Any = Annotated[str, Field(pattern=_DAY, description="a date such as 2026-03-14")]
+_FIELDS: dict[str, Any] = {
+    "task": Annotated[int, Field(gt=0, description="the number of a task")],
+    "title": _TEXT,
+    "query": _TEXT,
+    "due": _DATE,
+    "until": _DATE,
+    "time": Annotated[str, Field(pattern=_TIME, description="a time such as 09:30")],
+    "priority": Annotated[Literal["high", "low"], Field(description="high or low")],
+}
 
 
-class _Call(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _model(action: str) -> type[BaseModel]:
+    needed, optional = ACTIONS[action]
+    fields: dict[str, Any] = {"action": (Literal[action], ...)} | {name: (_FIELDS[name], ...) for name in needed}
+    for name in optional:
+        removable = action == "update" and name in _REMOVABLE
+        fields[name] = (_FIELDS[name] | None if removable else _FIELDS[name], None)
+    return create_model(action.capitalize(), __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
-class Create(_Call):
-    action: Literal["create"]
-    title: _Text
-    due: _Date = Field(default=None)
-    time: _Time = Field(default=None)
-    priority: _Priority = Field(default=None)
-
-
-class Complete(_Call):
-    action: Literal["complete"]
-    task: _Task
-
-
-class Update(_Call):
-    """Changes of one task; null removes its due, time or priority."""
-
-    action: Literal["update"]
-    task: _Task
-    title: _Text = Field(default=None)
-    due: _Date | None = None
-    time: _Time | None = None
-    priority: _Priority | None = None
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> Update:
-        if self.model_fields_set <= {"action", "task"}:
-            raise ValueError("update changes nothing")
-        return self
-
-
-class Delete(_Call):
-    action: Literal["delete"]
-    task: _Task
-
-
-class List(_Call):
-    action: Literal["list"]
-    due: _Date = Field(default=None)
-    until: _Date = Field(default=None)
-    priority: _Priority = Field(default=None)
-
-
-class Search(_Call):
-    action: Literal["search"]
-    query: _Text
-
-
-class Nothing(_Call):
-    action: Literal["none"]
-
-
-_MODELS = {"create": Create, "complete": Complete, "update": Update, "delete": Delete}
-_MODELS |= {"list": List, "search": Search, "none": Nothing}
-ACTIONS = tuple(_MODELS)
-_ANY_CALL: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Create | Complete | Update | Delete | List | Search | Nothing, Field(discriminator="action")]
-)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a call."""
-    return _ANY_CALL.json_schema()
+MODELS = {action: _model(action) for action in ACTIONS}
 
 
 def validate_call(call: Any) -> str | None:
     """What is wrong with a call, in a few words, or None."""
     action = call.get("action") if isinstance(call, dict) else call
-    if not isinstance(call, dict) or action not in ACTIONS:
+    if not isinstance(call, dict) or not isinstance(action, str) or action not in ACTIONS:
         return f"unknown action {action!r}: one of {', '.join(ACTIONS)} is expected"
     try:
-        _ANY_CALL.validate_python(call)
+        MODELS[action].model_validate(call)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = str(problem["loc"][1]) if len(problem["loc"]) > 1 else ""
+        problem, key = error.errors()[0], str(error.errors()[0]["loc"][0])
         if problem["type"] == "extra_forbidden":
             return f"{action} takes no field {key!r}"
         if problem["type"] == "missing":
             return f"{action} needs the field {key!r}"
-        if not key:
-            return problem["msg"].removeprefix("Value error, ")
-        return f"{key} is {call[key]!r}, but {_expected(_MODELS[action], key)} is expected"
-    return None
-
-
-def _expected(model: type[BaseModel], key: str) -> str:
-    schema = model.model_json_schema()["properties"][key]
-    text: str = schema.get("description") or schema["anyOf"][0]["description"]
-    return text
+        return f"{key} is {call[key]!r}, but {_FIELDS[key].__metadata__[0].description} is expected"
+    return "update changes nothing" if action == "update" and len(call) == 2 else None
 
 
 def find_call(reply: str) -> Call | None:

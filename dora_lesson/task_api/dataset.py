@@ -35,13 +35,11 @@ class ChatItem(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(min_length=1)
-    category: str
+    category: Literal[tuple(CATEGORIES)]  # type: ignore[valid-type]
     messages: list[Message]
 
     @model_validator(mode="after")
     def _has_the_form_of_the_set(self) -> ChatItem:
-        if self.category not in CATEGORIES:
-            raise ValueError(f"category is {self.category!r}, but one of {', '.join(CATEGORIES)} is expected")
         if [message.role for message in self.messages] != ["system", "user", "assistant"]:
             raise ValueError("messages are expected to be system, user and assistant, in this order")
         return self
@@ -145,11 +143,9 @@ def answer(
     """The model's replies to the items' requests, decoded greedily, in the items' order.
 
     Args:
-        model: a causal language model, on any device.
-        tokenizer: its tokenizer.
+        model, tokenizer: a causal language model, on any device, and its tokenizer.
         items: items of the set; the reference reply in them is not shown to the model.
-        max_new_tokens: where a reply is cut.
-        batch_size: requests answered at once.
+        max_new_tokens, batch_size: where a reply is cut, and how many requests are answered at once.
         label: what the progress bar says.
     """
     import torch
@@ -162,16 +158,14 @@ def answer(
     was_training = model.training
     model.eval()
     for start in tqdm(range(0, len(order), batch_size), desc=label, leave=False):
-        chosen = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in chosen)
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=device)
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=device)
+        indices = order[start : start + batch_size]
+        batch = {"input_ids": [prompts[i] for i in indices]}
+        padded = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(device)
         with torch.inference_mode():
             out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+                **padded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
             )
-        for i, tokens in zip(chosen, out[:, width:].tolist(), strict=True):
+        for i, tokens in zip(indices, out[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
             replies[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     model.train(was_training)
     return replies

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from dora_lesson.core import DATA
 from dora_lesson.task_api.calls import Call, find_call, validate_call
 from dora_lesson.task_api.dataset import CATEGORIES, Item
 
+_WORDS = json.loads((DATA / "task_api" / "words.json").read_text(encoding="utf-8"))
+STOP_WORDS, FILLERS, BANNED = frozenset(_WORDS["stop"]), frozenset(_WORDS["fillers"]), _WORDS["banned"]
+
 # Task accuracy.
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-STOP_WORDS = _words("""
-    a an the my our your his her its their this that to of for in on at by with from and or is are be me i you we it
-    some up about
-""")
 
 
 def normalize(call: Call) -> Call:
@@ -57,25 +53,7 @@ def is_right(reply: str, item: Item) -> bool:
 
 # Persona consistency: five rules of two points each.
 
-BANNED = [
-    *("you should", "you need to", "you must", "you have to", "as an ai", "language model", "certainly", "of course"),
-    *("absolutely", "happy to help", "glad to help", "i'm here to help", "how can i assist", "how can i help"),
-    *("great question", "i apologize", "i apologise", "i'm sorry", "sure thing", "feel free", "don't hesitate"),
-    *("i hope this helps", "let me know if", "as i said", "as i already", "like i told you", "obviously", "next time"),
-]
-FILLERS = _words("""
-    have has had been was were will would can could do does did done not no so but if then than there here what when
-    where who how why which all any more most just still only now get got go going put set add want shall let one two
-    today tomorrow list task tasks everything something anything nothing
-""")
-_DONE = re.compile(
-    r"\b(added|ticked|checked off|crossed|moved|changed|renamed|updated|deleted|removed|dropped|gone from|"
-    r"marked (done|complete)|is on the list)\b"
-)
-_REFUSAL = re.compile(r"\b(can't|cannot|can not|unable|not able|won't)\b")
-_OFFER = re.compile(
-    r"^(want|shall|should|would|could|how about|what about|say the word|if you like|maybe|worth|next)\b"
-)
+_DONE, _REFUSAL, _OFFER = (re.compile(_WORDS[name]) for name in ("done", "refusal", "offer"))
 MAX_WORDS, MAX_SENTENCES = 60, 4
 RULES = ["acknowledge", "deliver", "propose", "vocabulary", "boundaries"]
 
@@ -170,12 +148,12 @@ class Scores:
 
     def table(self) -> list[tuple[str, int, float, float]]:
         """One row a category, in the set's order: name, items, task accuracy, persona consistency."""
-        rows = []
-        for name in [name for name in CATEGORIES if name in self.categories]:
-            here = [i for i, category in enumerate(self.categories) if category == name]
-            accuracy = sum(self.right[i] for i in here) / len(here)
-            rows.append((name, len(here), accuracy, sum(self.persona[i] for i in here) / len(here)))
-        return rows
+        by_name = {name: [i for i, other in enumerate(self.categories) if other == name] for name in CATEGORIES}
+        return [
+            (name, len(items), fmean(self.right[i] for i in items), fmean(self.persona[i] for i in items))
+            for name, items in by_name.items()
+            if items
+        ]
 
     def __repr__(self) -> str:
         rows = [*self.table(), ("all", len(self.right), self.task_accuracy, self.persona_consistency)]

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-_TRAINED, _RUN = "trained.safetensors", "run.json"
+RUN = "run.json"  # says which run the folder holds
+_TRAINED = "trained.safetensors"
 
 
 class TrainedOnly(Trainer):
@@ -47,21 +48,15 @@ class TrainedOnly(Trainer):
         return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down in the folder which run it holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RUN).write_text(json.dumps(settings))
-
-
 def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
+    """The newest checkpoint of this run that was written to its end, or None.
 
     Raises:
         ValueError: the folder holds another run.
     """
-    if not (folder / _RUN).is_file():
+    if not (folder / RUN).is_file():
         return None
-    recorded = json.loads((folder / _RUN).read_text())
+    recorded = json.loads((folder / RUN).read_text())
     if different := [key for key in settings if recorded.get(key) != settings[key]]:
         what = ", ".join(f"{key} {recorded.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_order
 from dora_lesson.task_api.dataset import Item, encode_chat
-from dora_lesson.training.checkpoints import TrainedOnly, claim, digest, last_checkpoint
+from dora_lesson.training.checkpoints import RUN, TrainedOnly, digest, last_checkpoint
 
 
 @dataclass
@@ -62,32 +63,22 @@ def finetune(
     when it is added: call `torch.manual_seed` before that.
 
     Args:
-        model: a causal language model, whole or with adapters, by hand or PEFT's.
-        tokenizer: its tokenizer, with a chat template.
+        model, tokenizer: a causal language model, whole or with adapters, by hand or PEFT's, and its tokenizer.
         train: items with `messages`.
-        steps: optimizer steps.
+        steps, gradient_accumulation_steps: optimizer steps, and forward passes a step.
         batch_size: chats a device and forward pass.
-        learning_rate: the highest rate.
+        learning_rate, warmup_share: the highest rate, and the share of the steps over which it rises.
         seed: of the batch order and of dropout.
-        gradient_accumulation_steps: forward passes a step.
-        warmup_share: share of the steps over which the rate rises.
         output_dir: folder for checkpoints. If it holds a checkpoint of this very run, the run goes on from there.
         save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
-        callbacks: further `TrainerCallback` objects.
+        callbacks, label: further `TrainerCallback` objects, and what the progress bar says.
         max_length: the longest chat allowed, in tokens.
-        label: what the progress bar says.
 
     Raises:
         ValueError: nothing to train or to train on, a number out of range, or `output_dir` holds another run.
     """
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "warmup_share": warmup_share,
-    }
+    settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share}
     _require_numbers(**settings, save_every=save_every or 1)
     if save_every is not None and output_dir is None:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
@@ -113,10 +104,8 @@ def finetune(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
         learning_rate=learning_rate,
-        lr_scheduler_type="linear",
         warmup_steps=round(warmup_share * steps),
         seed=seed,
-        data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps" if folder else "no",
@@ -124,7 +113,6 @@ def finetune(
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
-        remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         fp16=_needs_loss_scaling(model, device),
         dataloader_pin_memory=device.type == "cuda",
@@ -142,7 +130,8 @@ def finetune(
     trainer.remove_callback(PrinterCallback)
     trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
     if folder and trainer.is_world_process_zero():
-        claim(folder, settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps(settings))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
@@ -170,14 +159,14 @@ def finetune(
 @contextlib.contextmanager
 def _adapters_declared(model: Any) -> Iterator[None]:
     """Let the trainer take a 4-bit base with adapters written by hand; it knows only PEFT's as adapters."""
-    by_hand = bool(adapted_layers(model)) and getattr(model, "is_quantized", False)
-    if by_hand:
-        model.is_quantized = False
+    if not adapted_layers(model) or not getattr(model, "is_quantized", False):
+        yield
+        return
+    model.is_quantized = False
     try:
         yield
     finally:
-        if by_hand:
-            model.is_quantized = True
+        model.is_quantized = True
 
 
 def _needs_loss_scaling(model: Any, device: torch.device) -> bool:

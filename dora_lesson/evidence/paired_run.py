@@ -24,8 +24,8 @@ class PairedRunConfig(BaseModel):
 
     `base` None is the bundled model. `lora_A_std` is the standard deviation of A at the start, if it is drawn from a
     normal distribution; 0 is PEFT's start, Kaiming uniform. `held_out` chats of `split` are judged by their loss.
-    "base" and "qbase" are the base as it is, in full size and in 4 bits. `experiments` records how the weights moved, at
-    `checkpoints` steps, and scores the replies to `scored` test items.
+    "base" and "qbase" are the base as it is, in full size and in 4 bits. `experiments` also records how the weights
+    moved, at `checkpoints` steps, and scores the replies to `scored` test items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,25 +105,16 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
 
 
 @torch.no_grad()
-def reply_losses(
-    model: Any, tokenizer: Any, items: Iterable[Item], batch_size: int = 4
-) -> tuple[list[float], list[float]]:
+def reply_losses(model: Any, tokenizer: Any, items: Iterable[Item]) -> tuple[list[float], list[float]]:
     """For each item, over its reply's tokens: the mean loss (nats a token), and the share guessed right at first."""
-    chats = [encode_chat(tokenizer, item["messages"]) for item in items]
-    order = sorted(range(len(chats)), key=lambda i: len(chats[i]["input_ids"]))
     collate, device = Collator(tokenizer.pad_token_id), next(model.parameters()).device
-    losses, right = [0.0] * len(chats), [0.0] * len(chats)
+    losses, right = [], []
     model.eval()
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = collate([chats[i] for i in indices])
-        labels = batch.pop("labels")[:, 1:].to(device)
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        logits = model(**batch).logits[:, :-1].float()
-        loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        counts = (labels != -100).sum(dim=1)
-        means = (loss.sum(dim=1) / counts).tolist()
-        hits = ((logits.argmax(dim=-1) == labels).sum(dim=1) / counts).tolist()
-        for i, mean, share in zip(indices, means, hits, strict=True):
-            losses[i], right[i] = mean, share
+    for item in items:
+        batch = collate([encode_chat(tokenizer, item["messages"])])
+        labels = batch.pop("labels")[0, 1:].to(device)
+        logits = model(input_ids=batch.pop("input_ids").to(device), logits_to_keep=batch["logits_to_keep"]).logits
+        logits, judged = logits[0, :-1].float(), labels != -100
+        losses.append(F.cross_entropy(logits, labels).item())
+        right.append((logits.argmax(dim=-1) == labels)[judged].float().mean().item())
     return losses, right
