@@ -81,7 +81,7 @@ def test_what_stands_before_the_reply_does_not_train(tokenizer, items):
 
 
 def test_a_chat_that_cannot_be_encoded_is_refused(tokenizer, items):
-    with pytest.raises(ValueError, match="more than max_length=20"):
+    with pytest.raises(ValueError, match="raise max_length, which is 20"):
         encode_chat(tokenizer, items[0]["messages"], max_length=20)
     with pytest.raises(ValueError, match="the user's"):
         encode_chat(tokenizer, items[0]["messages"][:2])

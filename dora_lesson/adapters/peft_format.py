@@ -100,9 +100,7 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
             raise ValueError(f"{path} adapts {name}, which this model does not have as a linear layer: another base?")
     settings: Any = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
     inject.add_adapters(model, "dora" if config.use_dora else "lora", target_modules=names, **settings)
-    parameters = {
-        key: p for name, layer in inject.adapted_layers(model).items() for key, p in _tensors(name, layer).items()
-    }
+    parameters = _all_tensors(inject.adapted_layers(model))
     if problem := _mismatch(parameters, tensors):
         inject.remove_adapters(model)
         raise ValueError(f"{path / WEIGHTS} {problem}.")

@@ -106,19 +106,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
         ValueError: the last message is not the assistant's, the chat is longer than `max_length` tokens, or the
             tokenizer's chat template does not put the reply after the prompt.
     """
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"The last message is the {messages[-1]['role']}'s, but the assistant's is expected.")
+    if (role := messages[-1]["role"]) != "assistant":
+        raise ValueError(f"The last message is the {role}'s, but the assistant's is expected.")
     prompt = _tokens(tokenizer, messages[:-1], add_generation_prompt=True)
     ids = _tokens(tokenizer, messages)
     if ids[: len(prompt)] != prompt:
-        raise ValueError(
-            "This tokenizer's chat template changes the prompt once a reply follows: choose another model."
-        )
+        raise ValueError("The tokenizer's chat template changes the prompt once a reply follows: choose another model.")
     if len(ids) > max_length:
-        raise ValueError(
-            f"A chat has {len(ids)} tokens, more than max_length={max_length}, and cutting it would cut its call: "
-            "raise max_length or shorten the chat."
-        )
+        raise ValueError(f"A chat has {len(ids)} tokens: shorten it, or raise max_length, which is {max_length}.")
     end = max((i + 1 for i, token in enumerate(ids) if token == tokenizer.eos_token_id), default=len(ids))
     end = end if end > len(prompt) else len(ids)
     labels = [-100] * len(prompt) + ids[len(prompt) : end] + [-100] * (len(ids) - end)
