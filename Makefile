@@ -7,10 +7,10 @@ TORCH_INDEX_cpu = --extra-index-url https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup lab test notebooks badges bench lock clean
+.PHONY: help setup lab test test-quick test-all test-package test-lessons test-browser notebooks badges bench lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/installed  ## build .venv, install the course, prepare the model
 	@$(BIN)/python -m dora_lesson prepare
@@ -18,9 +18,29 @@ setup: .venv/installed  ## build .venv, install the course, prepare the model
 lab: setup  ## open the first lesson in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
-# Two files at a time, a core each: most of a lesson's cells leave a second core idle.
-test: setup  ## run the whole test suite and every notebook
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval tests notebooks
+# Two files at a time, a core each: most of a lesson's cells leave a second core idle. The longest lessons come first, so
+# that both cores end together.
+LONG = $(wildcard notebooks/0[2456]_*.ipynb)
+LESSONS = $(LONG) $(filter-out $(LONG),$(wildcard notebooks/*.ipynb))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup  ## run the test suite and every lesson
+	$(PYTEST) -m "not nightly" --nbval $(LESSONS) tests
+
+test-quick: setup  ## run the fast tests, while you work
+	$(PYTEST) -m "not nightly and not slow and not browser" tests
+
+test-all: setup  ## run everything, what the nightly job adds too
+	$(PYTEST) --nbval $(LESSONS) tests
+
+test-package: setup  ## run the part of `make test` that is neither lesson nor browser
+	$(PYTEST) -m "not nightly and not browser" tests
+
+test-lessons: setup  ## run every lesson and compare its outputs
+	$(PYTEST) --nbval $(LESSONS)
+
+test-browser: setup  ## run the part of `make test` that a real browser shows
+	$(PYTEST) -m "browser and not nightly" tests/test_browser.py
 
 notebooks: setup  ## run every lesson in place and store its outputs
 	$(BIN)/python -m tools.notebooks run
@@ -40,7 +60,8 @@ lock:  ## renew constraints.txt from pyproject.toml
 clean:  ## remove .venv and caches; the model stays in the user's cache
 	rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-# The stamp file is written last, so that a set-up killed half-way starts again.
+# The stamp file is written last, so that a set-up killed half-way starts again. Without its extension for announcements
+# JupyterLab does not ask on first start whether to show news.
 .venv/installed: pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "The course needs Python 3.10 to 3.13: run make again with PYTHON=/path/to/such/a/python3." >&2; exit 1; }
@@ -50,4 +71,5 @@ clean:  ## remove .venv and caches; the model stays in the user's cache
 	$(PIP) install --quiet --constraint constraints.txt pip setuptools
 	$(PIP) install --constraint constraints.txt $(TORCH_INDEX_$(TORCH)) --retries 2 --no-deps torch
 	$(PIP) install --constraint constraints.txt --editable '.[lab,test]'
+	@$(BIN)/python -m jupyter labextension disable "@jupyterlab/apputils-extension:announcements"
 	@touch $@

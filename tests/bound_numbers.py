@@ -1,4 +1,4 @@
-"""Which numbers of a lesson's prose claim a result, and which of those hang in the air. Rules: test_numbers.py."""
+"""Find the numbers in a lesson's prose that claim a result without a source. test_numbers.py states the rules."""
 
 from __future__ import annotations
 
@@ -48,40 +48,40 @@ class Number:
         return len(self.text.partition(".")[2])
 
     def says(self, value: float) -> bool:
-        """Whether this is `value`, rounded to as many decimals; without a sign it may stand for a size."""
+        """Whether `value`, rounded to the decimals shown, is this number; without a sign, its size is compared."""
         size = value if self.text[0] in "+−-" else abs(value)
         return abs(size - self.value) <= 0.5000001 * 10**-self.decimals
 
     def repeats(self, other: Number) -> bool:
-        """Whether this is `other`: no digit that `other` lacks, and rounding does not move it by more than a tenth."""
+        """Whether this is `other`, rounded to at most as many decimals and by at most a tenth of it."""
         close = abs(abs(other.value) - abs(self.value)) <= 0.1 * abs(self.value)
         return self.decimals <= other.decimals and close and self.says(other.value)
 
 
 def problems(notebook: Any, exempt: dict[str, str]) -> list[str]:
-    """What is neither printed nor bound, what is bound to something else, and exemptions that nothing needs."""
-    found, unused = [], set(exempt)
+    """Claims neither printed nearby nor bound, claims bound to another value, and exemptions that nothing needs."""
+    reported, unused = [], set(exempt)
     printed = [(place, text) for place, cell in enumerate(notebook.cells) for text in _outputs(cell)]
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "markdown" or place == 0:  # the title cell holds minutes and what the lesson asks for
             continue
-        near = [text for there, text in printed if abs(there - place) <= NEAR]
+        near = [text for position, text in printed if abs(position - place) <= NEAR]
         prose = NAMED.sub(" ", APART.sub(" ", cell.source))
         for claim in CLAIM.finditer(prose):
             text, mark, _, unit = claim.groups()
             key = f"{cell.id}: {text}"
             if mark is not None:
-                found += [f"{cell.id}: {problem}" for problem in _unbound(Number(text), mark)]
+                reported += [f"{cell.id}: {problem}" for problem in _unbound(Number(text), mark)]
             elif not unit and not re.search(r"[+−.,-]", text):
                 continue
             elif key in exempt:
                 unused.discard(key)
             elif not any(_prints(output, Number(text), unit) for output in near):
                 words = " ".join(prose[max(0, claim.start() - 40) : claim.end() + 20].split())
-                found.append(f"{key} is neither printed nearby nor bound, in '{words}'")
+                reported.append(f"{key} is neither printed nearby nor bound, in '{words}'")
         rest = CLAIM.sub(" ", prose)
-        found += [f"{cell.id}: the mark {mark!r} stands after no number" for mark in re.findall(MARK, rest)]
-    return found + [f"the exemption {key!r} is not needed" for key in sorted(unused)]
+        reported += [f"{cell.id}: the mark {mark!r} stands after no number" for mark in re.findall(MARK, rest)]
+    return reported + [f"the exemption {key!r} is not needed" for key in sorted(unused)]
 
 
 def _outputs(cell: Any) -> Iterator[str]:
@@ -112,10 +112,10 @@ def _prints(output: str, number: Number, unit: str | None) -> bool:
 
 
 def _has_unit(lines: list[str], row: int, start: int, end: int, unit: str) -> bool:
-    """Whether the number in that row, from `start` to `end`, has the unit.
+    """Whether the number at `start` to `end` of that row has the unit.
 
-    It stands right behind the number, or behind the last of a list of them; or it labels the row, right before its
-    numbers; or the column, above the number. A unit that stands behind a number is that number's, and labels nothing.
+    The unit stands right behind the number or behind the list that the number is in, or it labels the row right before
+    its numbers, or it labels the column above. A unit behind one number labels no other.
     """
     words = "|".join(next((alike for alike in ALIKE if unit in alike), [unit]))
     label = rf"(?<![^\W\d])(?<!\d)(?<!\d[ -])(?:{words})(?!\w)"

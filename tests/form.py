@@ -1,4 +1,4 @@
-"""The form every lesson keeps, as a list of what is wrong with one notebook: an empty list is a pass."""
+"""The form that a reader expects of every lesson. `problems` lists where a notebook departs from it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,29 @@ from tools import notebooks
 # Lesson number: (fewest cells, most, fewest words, most).
 SIZES = {"00": (15, 60, 700, 3000)}
 DEFAULT_SIZE = (35, 60, 1500, 3000)
+MEDIAN_LINES, MOST_LINES = 8, 25  # of a code cell, blank lines among them
 MACHINE = re.compile(r"/(home|root|tmp|work|Users|usr|opt|var)/|[A-Z]:\\\\|site-packages|\.venv")
 NOISE = re.compile(r"Warning\b|Traceback|\d+%\|")
 FOLDS = ["Nudge", "Outline", "Solution"]
 
 
 def problems(path: Path, notebook: Any, url: str) -> list[str]:
-    """What this notebook does otherwise than a lesson should."""
-    rules = [_order, _outputs, _figures, _sizes, _frame, _exercises, _exemptions, _prose]
-    found = [problem for rule in rules for problem in rule(notebook, path.stem[:2])]
+    """One sentence for each departure from the form; an empty list is a pass."""
+    rules = [_outputs, _figures, _sizes, _frame, _exercises, _exemptions, _prose]
+    departures = [problem for rule in rules for problem in rule(notebook, path.stem[:2])]
     title = notebook.cells[0].source
     if notebooks.badge(url, path.name) not in title.splitlines():
-        found.append("the title cell has no badge, or one that points elsewhere: run `make badges`")
+        departures.append("the title cell has no badge, or one that points elsewhere: run `make badges`")
     if not re.match(rf"# {path.stem[:2]} \S", title):
-        found.append(f"the title does not begin with '# {path.stem[:2]} '")
+        departures.append(f"the title does not begin with '# {path.stem[:2]} '")
     setups = [cell.source for cell in notebook.cells if "setup" in _tags(cell)]
     if setups != [notebooks.setup_cell(url)]:
-        found.append("there is not exactly one set-up cell as stamped: run `make badges`")
-    return found
+        departures.append("there is not exactly one set-up cell as stamped: run `make badges`")
+    return departures
 
 
 def shortened(notebook: Any) -> Any:
-    """The lesson with two steps of each training and six short answers, for tests of what does not depend on them.
-
-    `pytest --nbval` runs each lesson whole.
-    """
+    """The lesson with two steps of each training and six short answers; `pytest --nbval` runs it whole."""
     for cell in _code(notebook):
         source = re.sub(r"\bsteps=(\d+)", "steps=2", cell.source)
         source = re.sub(r"\btest\[:\d+\]", "test[:6]", source)
@@ -68,15 +66,6 @@ def _texts(output: Any) -> Iterator[str]:
     for kind, data in output.get("data", {}).items():
         if kind.startswith("text/"):
             yield re.sub(r"base64,[A-Za-z0-9+/=]*", "", data)
-
-
-def _order(notebook: Any, _: str) -> Iterator[str]:
-    counts = [cell.execution_count for cell in _code(notebook)]
-    if counts != list(range(1, len(counts) + 1)):
-        yield "the cells were not run once each from top to bottom"
-    ids = [cell.id for cell in notebook.cells]
-    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*", i) for i in ids):
-        yield "a cell id is missing, repeated or not in plain words"
 
 
 def _outputs(notebook: Any, _: str) -> Iterator[str]:
@@ -120,12 +109,8 @@ def _figures(notebook: Any, _: str) -> Iterator[str]:
 
 
 def words(cell: Any) -> int:
-    """Words that a reader sees: comments, which bind numbers to their sources, are none."""
+    """How many words a reader sees; the comments that bind numbers to their sources do not count."""
     return len(re.sub(r"<!--.*?-->", "", cell.source, flags=re.S).split())
-
-
-def _lines(cell: Any) -> int:
-    return sum(bool(line.strip()) for line in cell.source.splitlines())
 
 
 def _sizes(notebook: Any, number: str) -> Iterator[str]:
@@ -135,12 +120,12 @@ def _sizes(notebook: Any, number: str) -> Iterator[str]:
     written = sum(words(cell) for cell in _markdown(notebook))
     if not few_words <= written <= many_words:
         yield f"{written} words; {few_words} to {many_words} are the form"
-    lengths = [_lines(cell) for cell in _code(notebook)]
-    if statistics.median(lengths) > 8:
-        yield f"the median code cell has {statistics.median(lengths)} lines; 8 are the form"
-    for cell in _code(notebook):
-        if _lines(cell) > 25:
-            yield f"{cell.id}: {_lines(cell)} lines of code; move some into the package"
+    lengths = {cell.id: len(cell.source.splitlines()) for cell in _code(notebook)}
+    if statistics.median(lengths.values()) > MEDIAN_LINES:
+        yield f"the median code cell has {statistics.median(lengths.values())} lines; {MEDIAN_LINES} are the form"
+    for name, length in lengths.items():
+        if length > MOST_LINES:
+            yield f"{name}: {length} lines of code; move some into the package"
 
 
 def _frame(notebook: Any, _: str) -> Iterator[str]:
@@ -207,9 +192,5 @@ def _prose(notebook: Any, _: str) -> Iterator[str]:
         prose = re.sub(
             r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|!\[|<!--.*?-->", "", cell.source, flags=re.S
         )
-        if re.search(r"\bsimply\b", prose, flags=re.I):
-            yield f"{cell.id}: 'simply'"
-        if "!" in prose:
-            yield f"{cell.id}: an exclamation mark"
-        if re.search("[\U0001f300-\U0001faff\u2600-\u27bf]", prose):
-            yield f"{cell.id}: an emoji"
+        if unwanted := re.search("!|\\bsimply\\b|[\U0001f300-\U0001faff\u2600-\u27bf]", prose, flags=re.I):
+            yield f"{cell.id}: {unwanted[0]!r} in the prose"

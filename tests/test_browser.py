@@ -1,6 +1,7 @@
-"""Each lesson in a real JupyterLab in a real browser: Run All, every slider, menu and button moved, no error.
+"""Lessons in a real JupyterLab in a real browser: Run All, every slider, menu and button moved, no error.
 
-Nothing waits for a time: what is waited for is looked at again and again, up to LIMIT, which only a failure reaches.
+Lesson 00 and those with widgets run in `make test`, the others in `make test-all`. No test waits for a fixed time: it
+looks again and again, up to LIMIT, which only a failure reaches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import pytest
 
 from dora_lesson import widgets
 from tests import form
+from tests.conftest import ROOT
 from tools import notebooks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,8 +37,7 @@ LIMIT = 300  # seconds: a machine that does other work besides is slow, and not 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 FLAGS += ["--disable-component-update", "--disable-quic", "--disable-dev-shm-usage"]
 SERVER = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
-SERVER += ["--IdentityProvider.token=t", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
-SERVER += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+SERVER += ["--IdentityProvider.token=t", "--LabApp.expose_app_in_browser=True"]
 SERVER += [f"--MappingKernelManager.kernel_info_timeout={LIMIT}"]
 
 READY = """() => {
@@ -112,19 +114,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         (folder / path.name).write_text(notebooks.text(notebook), encoding="utf-8")
-    kept = {"JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    kept |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTER_CONFIG_DIR": "config"}
-    own = {name: str(tmp_path_factory.mktemp(place)) for name, place in kept.items()}  # not those of whoever tests
+    places = {"JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    places |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTER_CONFIG_DIR": "config"}
+    folders = {name: str(tmp_path_factory.mktemp(place)) for name, place in places.items()}  # not the tester's own
+    environment = os.environ | folders
+    without_news = [sys.executable, "-m", "jupyter", *disable_news(), "--level=user"]
+    subprocess.run(without_news, env=environment, capture_output=True, check=True)
     command = [sys.executable, *SERVER, f"--notebook-dir={folder}"]
     log = folder / "lab.log"
     with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | own)
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
         deadline, port = time.monotonic() + LIMIT, None
         while port is None:
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.5)
-            port = listens(Path(own["JUPYTER_RUNTIME_DIR"]))
+            port = listens(Path(folders["JUPYTER_RUNTIME_DIR"]))
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token=t&reset"
     finally:
         server.terminate()
@@ -133,6 +138,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def disable_news() -> list[str]:
+    """The arguments of `jupyter` by which `make setup` keeps JupyterLab from asking whether to show news."""
+    (command,) = re.findall(r"-m jupyter (labextension disable .+)", (ROOT / "Makefile").read_text())
+    return shlex.split(command)
 
 
 def listens(runtime: Path) -> int | None:
@@ -173,12 +184,12 @@ def show(page: Any, cell_id: str) -> Any:
 
 def controls(widget: Any) -> list[str]:
     """What there is to move in a widget, each by its place on the page."""
-    children = [found for child in getattr(widget, "children", ()) for found in controls(child)]
+    children = [kind for child in getattr(widget, "children", ()) for kind in controls(child)]
     return [KINDS[type(widget)]] if type(widget) in KINDS else children
 
 
 def move(page: Any, control: Any, kind: str) -> None:
-    """Give one control another value than it has."""
+    """Change the value of one control."""
     control.scroll_into_view_if_needed()
     if kind == ".noUi-handle":
         control.focus()
@@ -209,11 +220,11 @@ def move_everything(page: Any, cell_id: str, expected: list[str]) -> None:
     assert expected, f"{cell_id} has nothing to move"
     output = show(page, cell_id)
     for kind in sorted(set(expected)):
-        there, count = output.locator(kind), expected.count(kind)
-        until(page, lambda there=there, count=count: there.count() == count, f"{cell_id} does not show {count} {kind}")
+        shown, count = output.locator(kind), expected.count(kind)
+        until(page, lambda shown=shown, count=count: shown.count() == count, f"{cell_id} does not show {count} {kind}")
         for number in range(count):
             before = settled(page, output)
-            move(page, there.nth(number), kind)
+            move(page, shown.nth(number), kind)
             changed = f"{cell_id}: {kind} {number} moves nothing"
             until(page, lambda before=before: output.evaluate(SHOWN) != before, changed)
     settled(page, output)
@@ -241,17 +252,27 @@ def copy_with_one_click(page: Any, cell_id: str, expected: int) -> None:
 
 def calls(notebook: Any) -> dict[str, list[str]]:
     """The functions of `widgets` that each cell calls."""
-    found = {cell.id: re.findall(r"\bwidgets\.(\w+)\(", cell.source) for cell in notebook.cells}
-    return {name: called for name, called in found.items() if called}
+    functions = {cell.id: re.findall(r"\bwidgets\.(\w+)\(", cell.source) for cell in notebook.cells}
+    return {name: called for name, called in functions.items() if called}
 
 
-def test_what_there_is_to_move_is_known() -> None:
+def test_controls_are_found_inside_widgets() -> None:
     assert controls(widgets.length_and_angle()) == [".noUi-handle"] * 2
     assert sorted(set(controls(widgets.advisor()))) == [".noUi-handle", "select"]
     assert len(controls(widgets.quiz())) == len(widgets.QUESTIONS)
 
 
-@pytest.mark.parametrize("path", notebooks.lessons(), ids=lambda path: path.stem)
+def in_each_run(path: Path) -> bool:
+    return path.stem.startswith("00") or bool(calls(notebooks.read(path)))
+
+
+LESSONS = [
+    pytest.param(path, id=path.stem, marks=() if in_each_run(path) else pytest.mark.nightly)
+    for path in notebooks.lessons()
+]
+
+
+@pytest.mark.parametrize("path", LESSONS)
 def test_lesson_in_jupyterlab(path: Path, lab: str, page: Any) -> None:
     page.goto(lab.format(path.name))
     page.wait_for_function(READY)
@@ -265,6 +286,7 @@ def test_lesson_in_jupyterlab(path: Path, lab: str, page: Any) -> None:
     page.wait_for_function(IDLE)
     page.evaluate(CAUGHT_UP)
     assert [cell for cell in page.evaluate(CELLS) if {"error", "stderr"} & set(cell[2])] == []
+    assert page.get_by_text("official Jupyter news").count() == 0, "JupyterLab asks whether to show news"
     live = page.evaluate(LIVE_CELLS)
     for cell_id, called in calls(notebooks.read(path)).items():
         if set(called) == {"copy_box"}:

@@ -17,7 +17,7 @@ LESSON_01 = ["decompose", "recompose", "magnitude_change", "direction_change"]
 AXIS = "wrong: m holds the lengths of the columns (dim=0); take the norm over dim=1, along each row.\n"
 
 
-def says(notebook: Any, name: str, text: str) -> None:
+def print_in_check(notebook: Any, name: str, text: str) -> None:
     cell = next(cell for cell in notebook.cells if cell.id == f"check-{name}")
     cell.outputs = [nbf.new_output("stream", name="stdout", text=text)] if text else []
 
@@ -25,9 +25,9 @@ def says(notebook: Any, name: str, text: str) -> None:
 def half_done() -> Any:
     """Lesson 01 as it may come back: one right, one wrong, one not run, one check cell deleted."""
     notebook = notebooks.read(notebooks.NOTEBOOKS / "01_magnitude_and_direction.ipynb")
-    says(notebook, "decompose", AXIS)
-    says(notebook, "recompose", "correct: row i is m[i] times row i of V, whatever the shape.\n")
-    says(notebook, "magnitude_change", "")
+    print_in_check(notebook, "decompose", AXIS)
+    print_in_check(notebook, "recompose", "correct: row i is m[i] times row i of V, whatever the shape.\n")
+    print_in_check(notebook, "magnitude_change", "")
     notebook.cells = [cell for cell in notebook.cells if cell.id != "check-direction_change"]
     return notebook
 
@@ -60,7 +60,7 @@ def test_a_class_becomes_one_table(submissions: Path) -> None:
     assert wrong == {f"decompose: {AXIS.strip()}": 2}
 
 
-def test_an_untouched_lesson_is_not_yet_and_its_ids_do_not_matter() -> None:
+def test_every_exercise_of_an_untouched_lesson_is_not_yet() -> None:
     lessons = collect.exercises()
     for path, names in zip(notebooks.lessons(), lessons, strict=True):
         assert names, f"{path.name} has no exercise that can be collected"
@@ -80,11 +80,7 @@ def test_a_notebook_without_ids_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "printed", "verdicts"),
     [
-        (
-            "a = checks.decompose(my_decompose)\nchecks.recompose(my_recompose)",
-            "wrong: x\ncorrect: y\n",
-            "wrong correct",
-        ),
+        ("checks.decompose(my_decompose)\nchecks.recompose(my_recompose)", "wrong: x\ncorrect: y\n", "wrong correct"),
         ("checks.recompose(my_recompose); checks.decompose(my_decompose)", "wrong: x\ncorrect: y\n", "correct wrong"),
         ("checks.decompose(my_decompose)\n1 / 0\nchecks.recompose(my_recompose)", "correct: x\n", "correct not-run"),
         ("checks.decompose(my_decompose)\nchecks.recompose(my_recompose)", "", "not-run not-run"),
@@ -92,20 +88,20 @@ def test_a_notebook_without_ids_is_read(tmp_path: Path) -> None:
         ("print('...')\nchecks.decompose(my_decompose)", "not yet: mine\nwrong: x\n", "wrong missing"),
     ],
 )
-def test_several_checks_in_one_cell_have_each_its_own_verdict(source: str, printed: str, verdicts: str) -> None:
+def test_each_check_in_a_cell_has_its_own_verdict(source: str, printed: str, verdicts: str) -> None:
     cell = nbf.new_code_cell(source, outputs=[nbf.new_output("stream", name="stdout", text=printed)])
-    lines = collect.found(nbf.new_notebook(cells=[cell]))
-    found = {name: lines[name].split(":")[0] or "not-run" if name in lines else "missing" for name in LESSON_01[:2]}
-    assert " ".join(found.values()) == verdicts
+    lines = collect.printed_lines(nbf.new_notebook(cells=[cell]))
+    states = [lines[name].split(":")[0] or "not-run" if name in lines else "missing" for name in LESSON_01[:2]]
+    assert " ".join(states) == verdicts
 
 
-def test_a_copy_of_a_check_that_did_not_run_takes_no_answer_away() -> None:
+def test_a_copy_of_a_check_that_did_not_run_changes_nothing() -> None:
     done = nbf.new_code_cell(
         "checks.decompose(my_decompose)", outputs=[nbf.new_output("stream", name="stdout", text="correct: x\n")]
     )
     copied = nbf.new_code_cell("checks.decompose(my_decompose)")
-    assert collect.found(nbf.new_notebook(cells=[done, copied])) == {"decompose": "correct: x"}
-    assert collect.found(nbf.new_notebook(cells=[copied])) == {"decompose": ""}
+    assert collect.printed_lines(nbf.new_notebook(cells=[done, copied])) == {"decompose": "correct: x"}
+    assert collect.printed_lines(nbf.new_notebook(cells=[copied])) == {"decompose": ""}
 
 
 def test_the_command_prints_the_table_and_writes_it(
@@ -114,11 +110,11 @@ def test_the_command_prints_the_table_and_writes_it(
     csv = tmp_path / "results.csv"
     monkeypatch.setattr(sys, "argv", ["collect", str(submissions), str(csv)])
     collect.main()
-    said = capsys.readouterr().out
-    assert "ada/lesson one.ipynb" in said and f"2 x decompose: {AXIS.strip()}" in said
+    printed = capsys.readouterr().out
+    assert "ada/lesson one.ipynb" in printed and f"2 x decompose: {AXIS.strip()}" in printed
     assert pd.read_csv(csv, keep_default_na=False)["recompose"].tolist() == ["correct", "correct", "", "", ""]
 
 
-def test_a_folder_without_notebooks_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_notebooks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"holds no \.ipynb file: give the folder"):
         collect.collect(tmp_path / "nowhere")

@@ -53,7 +53,7 @@ def test_a_line_that_the_kernel_sends_in_pieces_is_one_output() -> None:
     assert [output.text for output in done.cells[1].outputs] == ["a\n"]
 
 
-def test_clean_names_cells_that_have_no_id_as_in_a_notebook_from_colab() -> None:
+def test_clean_gives_ids_to_cells_without_one() -> None:
     notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("words"), *untidy().cells, nbf.new_code_cell("y")])
     notebook.cells[0].id = "cell-1"
     del notebook.cells[1]["id"], notebook.cells[2]["id"]
@@ -82,7 +82,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
-def test_one_broken_submission_does_not_keep_the_others_from_running(
+def test_one_broken_submission_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(notebooks, "PICTURE", tmp_path / "picture.png")
@@ -91,10 +91,10 @@ def test_one_broken_submission_does_not_keep_the_others_from_running(
     raises = submitted(tmp_path / "ben" / "01.ipynb", "print('a')", "1 / 0", "print('b')")
     good = submitted(tmp_path / "eve" / "01.ipynb", "print('c')", minor=0)
     assert run_command(monkeypatch, "run", broken, raises, good) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"run: {broken} is left as it was (") and broken.read_text() == "[]"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"run: {broken} stays unchanged (") and broken.read_text() == "[]"
     name = notebooks.read(raises).cells[1].id
-    assert said[1:] == [f"run: {raises}; {name} raised ZeroDivisionError: division by zero", f"run: {good}"]
+    assert lines[1:] == [f"run: {raises}; {name} raised ZeroDivisionError: division by zero", f"run: {good}"]
     outputs = [cell.outputs[0] for cell in notebooks.read(raises).cells]
     assert [output.get("text") for output in outputs] == ["a\n", None, "b\n"]
     assert notebooks.read(good).cells[0].outputs[0].text == "c\n"
@@ -123,7 +123,7 @@ def fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_committed_is_stamped(fork: Path) -> None:
+def test_the_committed_lessons_are_stamped(fork: Path) -> None:
     assert notebooks.stamp(notebooks.repository()) == []
 
 

@@ -69,48 +69,47 @@ def problems(prose: str, *printed: str, **output: Any) -> list[str]:
     return bound_numbers.problems(lesson(prose, *printed, **output), {})
 
 
-@pytest.mark.parametrize(
-    "claim",
-    [
-        *(
-            "It scores 71.2.",
-            "It gains +4 here.",
-            "It gains −4 here.",
-            "It trains 3,544,576 numbers.",
-            "It takes 16 GB.",
-        ),
-        *("It is 20 % slower.", "It is 2 times slower.", "It is 9-fold.", "It gains 3 points.", "A turn of 5°."),
-        *("From 2 to 30 % of it.", "| LoRA | 71.2 |", "**71.2**", "It is 20 per cent slower.", "(71.2)"),
-    ],
-)
-def test_a_number_made_up_is_found(claim: str) -> None:
-    found = problems(claim, "nothing of it: 1, 2.0, 1e-3\n")
-    assert found and all("neither printed nearby nor bound" in problem for problem in found)
+CLAIMS = """\
+It scores 71.2.
+**71.2**
+(71.2)
+| LoRA | 71.2 |
+It gains +4 here.
+It gains −4 here.
+It trains 3,544,576 numbers.
+It takes 16 GB.
+It is 20 % slower.
+It is 20 per cent slower.
+From 2 to 30 % of it.
+It is 2 times slower.
+It is 9-fold.
+It gains 3 points.
+A turn of 5°."""
+
+
+@pytest.mark.parametrize("claim", CLAIMS.splitlines())
+def test_a_claim_without_a_source_is_reported(claim: str) -> None:
+    reported = problems(claim, "nothing of it: 1, 2.0, 1e-3\n")
+    assert reported and all("neither printed nearby nor bound" in problem for problem in reported)
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        *(
-            "r = 16, 3 seeds, 40 steps of 2 chats, in 2026.",
-            "An 8B Llama in 4-bit, SmolLM2-1.7B, a 4.5-bit format, at 1e-4.",
-            "`71.2` or $71.2$",
-        ),
-        *(
-            "See section 4.1, Table 15 and Eqs. 3 and 4.",
-            "Lessons 03 to 05, arXiv 2602.04998, PEFT 0.21.",
-            "1. First\n2. Then",
-        ),
-        *(
-            "> Ask for 71.2 %.",
-            "**Predict:** 1, 10 or 30 %?",
-            "[a link](https://example.org/?v=7.1)",
-            "```\n# it`s 71.2 %\n```",
-        ),
+        "r = 16, 3 seeds, 40 steps of 2 chats, in 2026.",
+        "An 8B Llama in 4-bit, SmolLM2-1.7B, a 4.5-bit format, at 1e-4.",
+        "`71.2` or $71.2$",
+        "See section 4.1, Table 15 and Eqs. 3 and 4.",
+        "Lessons 03 to 05, arXiv 2602.04998, PEFT 0.21.",
+        "1. First\n2. Then",
+        "> Ask for 71.2 %.",
+        "**Predict:** 1, 10 or 30 %?",
+        "[a link](https://example.org/?v=7.1)",
+        "```\n# it`s 71.2 %\n```",
         "<details><summary>Nudge</summary>\n\n71.2 %\n\n</details>",
     ],
 )
-def test_a_setting_or_a_name_is_no_claim(setting: str) -> None:
+def test_settings_and_names_need_no_source(setting: str) -> None:
     assert problems(setting) == []
 
 
@@ -162,11 +161,11 @@ def test_a_printed_number_passes(claim: str, output: str) -> None:
         ("It is 2 times slower.", "2 layers, sometimes"),
     ],
 )
-def test_another_number_or_another_unit_does_not_do(claim: str, output: str) -> None:
+def test_another_number_or_unit_does_not_count(claim: str, output: str) -> None:
     assert problems(claim, output) != []
 
 
-def test_what_is_far_away_not_compared_or_written_by_hand_does_not_count() -> None:
+def test_only_nearby_compared_output_counts() -> None:
     assert problems("It scores 71.2.", *["-"] * 5, "71.2") == []
     assert problems("It scores 71.2.", *["-"] * 6, "71.2") != []
     assert problems("It scores 71.2.", "71.2", metadata={"tags": ["nbval-ignore-output"]}) != []
@@ -178,7 +177,7 @@ def test_what_is_far_away_not_compared_or_written_by_hand_does_not_count() -> No
     assert bound_numbers.problems(notebook, {}) == []
 
 
-def test_an_exemption_holds_for_one_number_and_must_be_needed() -> None:
+def test_an_exemption_covers_one_number_and_must_be_needed() -> None:
     notebook = lesson("A budget of 2.5, or 3.5.", "3.5")
     assert bound_numbers.problems(notebook, {"read: 2.5": "set by the exercise"}) == []
     assert bound_numbers.problems(notebook, {"read: 2.5": "set", "read: 9.5": "gone"}) == [
@@ -226,12 +225,12 @@ def test_a_lesson_fails_until_it_follows_a_changed_entry(monkeypatch: pytest.Mon
     assert bound_numbers.problems(notebooks.read(path), {}) == expected
 
 
-def test_a_mark_counts_even_where_the_number_is_printed_or_whole(entries: Any) -> None:
+def test_a_bound_number_is_compared_even_if_it_is_printed_or_whole(entries: Any) -> None:
     assert problems("It has 74<!--table/LoRA--> %", "74 %") == ["read: 74 is bound to table/LoRA, which is 74.7"]
     assert problems("75<!--table/LoRA--> items and a gain of +74.7<!--table/LoRA-->.") == []
 
 
-def test_a_number_is_found_in_an_entry_of_text(entries: Any) -> None:
+def test_a_number_can_be_bound_to_a_text_that_contains_it(entries: Any) -> None:
     assert problems("It trains 3,544,576<!--table/text--> at 71.2<!--table/text-->.") == []
     assert "where it does not occur" in problems("It trains 3,544,577<!--table/text-->.")[0]
 
@@ -246,10 +245,10 @@ def test_a_number_is_found_in_an_entry_of_text(entries: Any) -> None:
         ("74.7 <!--table/LoRA-->", "neither printed nearby nor bound"),
     ],
 )
-def test_a_mark_that_binds_nothing_is_found(prose: str, problem: str, entries: Any) -> None:
-    assert any(problem in found for found in problems(prose))
+def test_a_mark_that_binds_nothing_is_reported(prose: str, problem: str, entries: Any) -> None:
+    assert any(problem in reported for reported in problems(prose))
 
 
-def test_marks_are_no_words() -> None:
+def test_marks_are_not_counted_as_words() -> None:
     marked, plain = "74.7<!--a path/of four words--> per cent", "74.7 per cent"
     assert form.words(nbf.new_markdown_cell(marked)) == form.words(nbf.new_markdown_cell(plain)) == 3

@@ -1,10 +1,10 @@
-"""What a class has done: one line a submitted notebook, one column an exercise, read from what the check cells printed.
+"""Collect a class's results: one row per submitted notebook, one column per exercise, read from the checks' outputs.
 
     python -m tools.collect submissions results.csv
 
-Reads every .ipynb below the folder and runs none. The table says `correct`, `wrong`, `not yet`, `not run` (the check is
-there and printed nothing) or `missing` (the check is not there), and nothing where the exercise is of another lesson.
-A file that is no notebook, or none of this course, says so in the column `problem`.
+Reads every .ipynb file below the folder and runs none. A cell of the table is `correct`, `wrong`, `not yet`, `not run`
+(the check printed nothing), `missing` (the check was deleted), or empty where the exercise belongs to another lesson.
+The column `problem` names files that are not notebooks or not of this course.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ CHECK = re.compile(r"\bchecks\.(\w+)\(my_\1\)")  # not the cell's id, which Cola
 
 def exercises() -> list[list[str]]:
     """The names of the exercises, lesson by lesson, in the order of the course."""
-    return [[*found(notebooks.read(path))] for path in notebooks.lessons()]
+    return [[*printed_lines(notebooks.read(path))] for path in notebooks.lessons()]
 
 
-def found(notebook: Any) -> dict[str, str]:
-    """For each exercise whose check is in the notebook, the line that the check printed, or an empty one.
+def printed_lines(notebook: Any) -> dict[str, str]:
+    """The line that each check in the notebook printed, by exercise; empty where it printed none.
 
-    Several checks in one cell print their lines in their order.
+    Several checks in one cell print their lines in order.
     """
     lines: dict[str, str] = {}
     for cell in notebook.cells:
         names = CHECK.findall(re.sub("#.*", "", cell.source)) if cell.cell_type == "code" else []
         if names:
             printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
-            said = [line for line in printed if line.split(":")[0] in VERDICTS][-len(names) :]
-            for name, line in itertools.zip_longest(names, said, fillvalue=""):  # a cell that raised says no more
-                lines[name] = line or lines.get(name, "")  # and a copy of a check that did not run, nothing
+            verdicts = [line for line in printed if line.split(":")[0] in VERDICTS][-len(names) :]
+            for name, line in itertools.zip_longest(names, verdicts, fillvalue=""):  # a cell that raised lacks lines
+                lines[name] = line or lines.get(name, "")  # a copy of a check that did not run changes nothing
     return lines
 
 
 def read(path: Path, lessons: list[list[str]]) -> tuple[dict[str, str], list[str]]:
-    """One line of the table, and what the checks said of wrong answers.
+    """One row of the table, and the lines that checks printed for wrong answers.
 
     Args:
         path: a submitted notebook.
         lessons: the names of the exercises, lesson by lesson.
     """
     try:
-        lines = found(notebooks.read(path))
+        lines = printed_lines(notebooks.read(path))
     except Exception as error:  # whatever a broken file does, the rest of the class is still read
         return {"problem": f"not a notebook ({type(error).__name__})"}, []
-    # The lesson is the one of whose exercises the most are there.
+    # The notebook counts as the lesson with which it shares most exercises.
     lesson = max(lessons, key=lambda names: len(set(names) & set(lines)))
     if not set(lesson) & set(lines):
         return {"problem": "no check of this course in it"}, []
@@ -68,7 +68,7 @@ def collect(folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """The table of a class, and how often each wrong answer was given.
 
     Args:
-        folder: where the submissions are, in folders of their own or not.
+        folder: holds the submissions, at any depth.
 
     Raises:
         SystemExit: there is no notebook in the folder.
@@ -78,9 +78,9 @@ def collect(folder: Path) -> tuple[pd.DataFrame, Counter[str]]:
         raise SystemExit(f"{folder} holds no .ipynb file: give the folder of the submitted notebooks.")
     lessons, rows, wrong = exercises(), [], Counter[str]()
     for path in files:
-        row, said = read(path, lessons)
+        row, wrong_lines = read(path, lessons)
         rows.append({"file": path.relative_to(folder).as_posix()} | row)
-        wrong.update(said)
+        wrong.update(wrong_lines)
     columns = ["file", *(name for names in lessons for name in names), "problem"]
     table = pd.DataFrame(rows, columns=columns).dropna(axis="columns", how="all").fillna("")
     table.insert(1, "done", (table == "correct").sum(axis=1))
@@ -94,7 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     table, wrong = collect(arguments.folder)
     print(table.to_string(index=False))
-    print("\n".join(f"{count} x {said}" for said, count in wrong.most_common()))
+    print("\n".join(f"{count} x {line}" for line, count in wrong.most_common()))
     table.to_csv(arguments.csv, index=False)
 
 

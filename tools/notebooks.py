@@ -5,7 +5,7 @@ python -m tools.notebooks clean [FILES]   bring metadata, ids and counts to thei
 python -m tools.notebooks stamp           rewrite badges, set-up cells and README links from pyproject.toml
 
 A cell that raises keeps its error among its outputs, and the cells below it run. A notebook that cannot be read or run
-is left as it was. Either is said of it, the other notebooks are done all the same, and the exit status is 1.
+stays unchanged. The command reports both, continues with the other notebooks, and ends with exit status 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ANY_COLAB = r"https://colab\.research\.google\.com/github/[^/\s)]+/[^/\s)]+/blo
 
 
 def repository(pyproject: Path = ROOT / "pyproject.toml") -> str:
-    """The one place that names the repository: pyproject.toml, [project.urls], Repository."""
+    """The repository's address, from [project.urls] in pyproject.toml, the one place that names it."""
     url = tomllib.loads(pyproject.read_text()).get("project", {}).get("urls", {}).get("Repository", "")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
         raise SystemExit(
@@ -70,13 +70,13 @@ def badge(url: str, file: str) -> str:
 
 
 def clean(notebook: Any) -> Any:
-    """The one stable form of a lesson: what remains differs only where the lesson does."""
+    """Bring a lesson to its one stable form, so that two versions differ only where the lesson changed."""
     notebook.metadata = nbformat.from_dict(METADATA)
     name_cells(notebook)
     count = 0
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("tags", "why_ignored") if cell.metadata.get(key)}
-        cell.metadata = nbformat.from_dict(kept)
+        metadata = {key: cell.metadata[key] for key in ("tags", "why_ignored") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(metadata)
         cell.source = cell.source.rstrip()
         if cell.cell_type != "code":
             continue
@@ -93,7 +93,7 @@ def clean(notebook: Any) -> Any:
 
 
 def name_cells(notebook: Any) -> None:
-    """Give an id to each cell that has none, as in notebooks that Colab or an old Jupyter wrote."""
+    """Give an id to each cell without one, as in notebooks from Colab or an old Jupyter."""
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     taken = {cell.get("id") for cell in notebook.cells}
     free = (name for number in itertools.count(1) if (name := f"cell-{number}") not in taken)
@@ -103,12 +103,12 @@ def name_cells(notebook: Any) -> None:
 
 
 def _is_progress_bar(output: Any) -> bool:
-    """A bar of tqdm is gone when its work is done; what it leaves in the file is the time of one machine."""
+    """Whether an output is what a finished tqdm bar leaves in the file, with one machine's times."""
     return re.search(r"\d+%\|", output.get("data", {}).get("text/plain", "")) is not None
 
 
 def _merged_streams(outputs: list[Any]) -> list[Any]:
-    """Join neighbouring pieces of one stream: where they were cut depends on timing."""
+    """Join neighboring pieces of one stream: where the kernel cuts it depends on timing."""
     merged: list[Any] = []
     for output in outputs:
         previous = merged[-1] if merged else {}
@@ -120,7 +120,7 @@ def _merged_streams(outputs: list[Any]) -> list[Any]:
 
 
 def text(notebook: Any) -> str:
-    """The lesson as it is written to disk."""
+    """The lesson as its file's text."""
     split = nbformat.v4.nbjson.split_lines(nbformat.from_dict(notebook))
     return json.dumps(split, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
@@ -130,9 +130,10 @@ def read(path: Path) -> Any:
 
 
 def execute(notebook: Any, timeout: int = 600, go_on: bool = False) -> Any:
-    """Run every cell in a fresh kernel of this Python, in the notebooks' folder; a stream comes in one piece.
+    """Run every cell in a fresh kernel in the notebooks' folder, and return the notebook with each stream in one piece.
 
-    With `go_on` a cell that raises keeps its error as an output, and those below it run; without, the error is raised.
+    With `go_on`, a cell that raises keeps its error as an output and the cells below it run; otherwise the error is
+    raised here.
     """
     from nbclient import NotebookClient
 
@@ -170,11 +171,11 @@ def stamp(url: str) -> list[Path]:
 
 
 def picture() -> bytes:
-    """The README's picture: a figure of lesson 01, as its committed output holds it."""
+    """The README's picture: a figure in the committed outputs of lesson 01."""
     for cell in read(NOTEBOOKS / PICTURED).cells:
         for output in cell.get("outputs", []) if cell.id == "updates-figure" else []:
-            if found := re.search('base64,([^"]+)', output.get("data", {}).get("text/html", "")):
-                return base64.b64decode(found.group(1))
+            if image := re.search('base64,([^"]+)', output.get("data", {}).get("text/html", "")):
+                return base64.b64decode(image.group(1))
     raise SystemExit("Lesson 01 holds no figure in its cell updates-figure: run `make notebooks` first.")
 
 
@@ -183,7 +184,7 @@ def lessons() -> list[Path]:
 
 
 def errors(notebook: Any) -> list[str]:
-    """The cells that raised, with what they said."""
+    """One sentence for each cell that raised."""
     return [
         f"{cell.id} raised {output.ename}: {_first_line(output.evalue)}"
         for cell in notebook.cells
@@ -208,9 +209,9 @@ def main() -> None:
             if arguments.command == "run":
                 notebook = execute(notebook, go_on=True)
             written = text(clean(notebook))
-        except Exception as error:  # whatever one file does, the others are still done
+        except Exception as error:  # one broken file must not stop the others
             failed = True
-            print(f"{arguments.command}: {path} is left as it was ({type(error).__name__}: {_first_line(error)})")
+            print(f"{arguments.command}: {path} stays unchanged ({type(error).__name__}: {_first_line(error)})")
             continue
         path.write_text(written, encoding="utf-8")
         raised = errors(notebook) if arguments.command == "run" else []

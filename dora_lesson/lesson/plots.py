@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from cycler import cycler
@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dora_lesson.core import METHODS as ALL_METHODS
+
+if TYPE_CHECKING:  # a lesson's first cell imports this module, and torch takes seconds
+    from torch import Tensor
 
 Point = tuple[float, float]
 
@@ -123,6 +126,24 @@ def memory_bars(estimates: dict[str, Any], line: float) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel=f"GB at the peak of a step; the dashed line is {line:g} GB")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
+def rounding_errors(errors: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Histograms over a weight's rows: how far rounding moved each row, and how far its length.
+
+    Args:
+        errors: for each label, two tensors of shape (d_out,): shares of the row's length, the second with its sign.
+    """
+    fig, (left, right) = figure(height=3, ncols=2)
+    for (label, (rows, lengths)), color, linestyle in zip(errors.items(), ("blue", "grey"), ("-", "--"), strict=True):
+        look: dict[str, Any] = {"histtype": "step", "bins": 60, "density": True, "label": label}
+        look |= {"color": OKABE_ITO[color], "ls": linestyle}
+        left.hist(100 * rows.numpy(), range=(7, 13), **look)
+        right.hist(100 * lengths.numpy(), range=(-3, 3), **look)
+    left.set(xlabel="row off by, %", ylabel="density of rows")
+    right.set(xlabel="length off by, %")
+    left.legend(loc="center right", fontsize=8)
     return fig
 
 
