@@ -1,4 +1,4 @@
-"""Two runs in, interpretation out: the numbers are right, one pair gets no interval, prompts carry the numbers."""
+"""Two runs in, interpretation out: the numbers are right, and one pair gets no interval."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dora_lesson import paired_difference, recommend
-from dora_lesson.advisor.interpret import interpret, items_explain, prompts, recorded_case
+from dora_lesson import paired_difference
+from dora_lesson.advisor.interpret import interpret, items_explain, recorded_case
 
 
 def case(persona: list[float], accuracy: list[float], minutes: list[float]) -> dict[str, list[float]]:
@@ -115,25 +115,3 @@ def test_scores_may_be_arrays_and_must_be_a_dict() -> None:
     assert interpret(arrays, ONE[1], items=100) == interpret(*ONE, items=100)
     with pytest.raises(ValueError, match="but a dict is expected"):
         interpret([7.0], ONE[1], items=100)  # type: ignore[arg-type]
-
-
-def test_the_three_prompts_carry_the_readers_numbers() -> None:
-    found = prompts(*ONE, recommend(12, "llama-3.1-8b"), items=204, task="a polite librarian", chats=333)
-    assert [*found] == ["Understand the decomposition", "Configure for my case", "Compare my training runs"]
-    understand, configure, compare = found.values()
-    assert "+0.40" in understand
-    for part in (
-        "12 GB",
-        "a polite librarian",
-        "333 chats",
-        "says QDoRA, r = 16, beside QLoRA",
-        "use_dora=True",
-        "quality",
-    ):
-        assert part in configure
-    assert "| task accuracy | 0.40 | 0.44 |" in compare and "204 held-out" in compare and "no interval" in compare
-    typed = {name: [str(value) for value in values] for name, values in ONE[0].items()}
-    told: dict[str, Any] = {"items": 204, "task": "a polite librarian", "chats": 333}
-    assert prompts(typed, ONE[1], recommend(12, "llama-3.1-8b"), **told) == found  # type: ignore[arg-type]
-    nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
-    assert "none: nothing fits" in nothing["Configure for my case"]
