@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -89,25 +90,26 @@ def test_the_recorded_runs_are_a_case() -> None:
     assert "no difference shown" in interpret(a, b, items=68)[0]
 
 
-@pytest.mark.parametrize(("a", "items", "says"), [
-    ({"task accuracy": [44.0]}, 100, "task accuracy holds 44, but 0 to 1"),
-    ({"persona consistency": [74]}, 100, "persona consistency holds 74, but 0 to 10"),
-    ({"minutes": [0]}, 100, "minutes above 0"),
-    ({"task accuracy": [0.4, 0.5]}, 100, "task accuracy has 2 and 1 values"),
+@pytest.mark.parametrize(("a", "items", "message"), [
+    ({"task accuracy": [44.0]}, 100, "'task accuracy' is [44.0], but a list with one number for each seed, each"),
+    ({"persona consistency": [74]}, 100, "'persona consistency' is [74], but a list with one number for each seed"),
+    ({"minutes": [0]}, 100, "'minutes' is [0], but a list with one number for each seed, each from 0.001 to 1,000,000"),
+    ({"task accuracy": [0.4, 0.5]}, 100, "task accuracy has 2 and 1 values, but pairs are expected"),
     ({"task accuracy": 0.4}, 100, "'task accuracy' is 0.4, but a list"),
-    ({"task accuracy": []}, 100, "but a list with a value a seed"),
-    ({"task accuracy": ["high"]}, 100, "but a list with a value a seed"),
-    ({"task accuracy": "0.4"}, 100, "but a list with a value a seed"),
-    ({"task accuracy": [None]}, 100, "but a list with a value a seed"),
-    ({"minutes": None}, 100, "'minutes' is None"),
-    ({"minutes": [math.inf]}, 100, "minutes above 0"),
-    ({"task accuracy": [math.nan]}, 100, "0 to 1 is expected"),
+    ({"task accuracy": []}, 100, "'task accuracy' is [], but a list"),
+    ({"task accuracy": ["high"]}, 100, "'task accuracy' is ['high'], but a list"),
+    ({"task accuracy": "0.4"}, 100, "'task accuracy' is '0.4', but a list"),
+    ({"task accuracy": [None]}, 100, "'task accuracy' is [None], but a list"),
+    ({"minutes": None}, 100, "'minutes' is None, but a list"),
+    ({"minutes": [math.inf]}, 100, "'minutes' is [inf], but a list"),
+    ({"task accuracy": [math.nan]}, 100, "'task accuracy' is [nan], but a list"),
     ({}, 0, "items is 0"),
     ({}, True, "items is True"),
 ])  # fmt: skip
-def test_bad_scores_are_one_sentence(a: dict[str, Any], items: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_scores_are_one_sentence(a: dict[str, Any], items: int, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         interpret(ONE[0] | a, ONE[1], items=items)
+    assert "\n" not in str(raised.value)
 
 
 def test_scores_may_be_arrays_and_must_be_a_dict() -> None:

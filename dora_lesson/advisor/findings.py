@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -44,6 +44,7 @@ class _Sentence(BaseModel):
     side: Side
     text: str
     sources: list[str] = []
+    figures: dict[str, str | list[str] | dict[str, list[str]]] = {}
 
 
 class _Sentences(BaseModel):
@@ -165,37 +166,29 @@ def _packed_again() -> Finding:
 
 @functools.cache
 def _published() -> tuple[Finding, ...]:
-    numbers = _published_numbers()
-    return tuple(
-        Finding(name, sentence.side, "published", sentence.text.format(**numbers), _where(sentence.sources))
-        for name, sentence in _sentences().published.items()
-    )
+    found = []
+    for name, sentence in _sentences().published.items():
+        figures = {field: _figure(path) for field, path in sentence.figures.items()}
+        found.append(
+            Finding(name, sentence.side, "published", sentence.text.format(**figures), _where(sentence.sources))
+        )
+    return tuple(found)
 
 
-def _published_numbers() -> dict[str, Any]:
-    """The fields of all published sentences."""
-    ranks, tasks, orca = (load_published(name) for name in ("ranks", "commonsense", "qdora"))
-    gains = [tasks[model]["DoRA"] - tasks[model]["LoRA"] for model in tasks["headline"] if model in tasks["trained %"]]
-    again = ranks["run again"]["DoRA"]["16"]
-    tuned = load_published("learning_rate_matters/within %")
-    peft, speed = load_published("peft_record/MetaMathQA/DoRA"), load_published("speed")
-    unmerged, cached = (speed["unmerged inference"][name] for name in ("plain", "DoraCaching"))
-    return {
-        **{f"dora_{r}": ranks["DoRA"][r] for r in ("8", "16")},
-        **{f"lora_{r}": ranks["LoRA"][r] for r in ("8", "16")},
-        **{"again_low": min(again), "again_high": max(again)},
-        **{"gain_low": min(gains), "gain_high": max(gains), "models": len(gains)},
-        **{f"gain_{size}": orca[model]["QDoRA"] - orca[model]["QLoRA"] for size, model in _ORCA_MODELS.items()},
-        **{"tuned_low": tuned["lowest"], "tuned_high": tuned["highest"]},
-        **{"more_time": peft["more time %"], "more_memory": peft["more memory %"]},
-        "least_time": speed["training"]["author"]["more time %"],
-        "most_time": 100 * (speed["training"]["another user"]["times"] - 1),
-        "unmerged_time": unmerged["more time %"],
-        **{"cached_time": cached["more time %"], "cached_memory": cached["more memory %"]},
-    }
+class Span(NamedTuple):
+    """The lowest and the highest of several figures."""
+
+    low: float
+    high: float
 
 
-_ORCA_MODELS = {"7b": "LLaMA2-7B", "8b": "LLaMA3-8B"}
+def _figure(entry: str | list[str] | dict[str, list[str]]) -> Any:
+    """A published figure by its path; of two paths the difference; of several figures their `Span`."""
+    if isinstance(entry, list):
+        first, second = map(load_published, entry)
+        return first - second
+    value = load_published(entry) if isinstance(entry, str) else [_figure(each) for each in entry.values()]
+    return Span(min(value), max(value)) if isinstance(value, list) else value
 
 
 def _where(paths: list[str]) -> str:

@@ -6,13 +6,13 @@ import math
 import numbers
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dora_lesson.evidence.records import load_record
 from dora_lesson.evidence.stats import detectable, paired_difference
 
-SCORES = {"persona consistency": 10.0, "task accuracy": 1.0}  # and the largest value each can take
+SCORES = ("persona consistency", "task accuracy")
 MINUTES = "minutes"
+RANGES = {"persona consistency": (0, 10), "task accuracy": (0, 1), MINUTES: (0.001, 1_000_000)}
 MOST_SEEDS = 200  # nobody plans for more
 
 Scores = Mapping[str, Sequence[float]]
@@ -48,17 +48,20 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
     if not isinstance(items, numbers.Integral) or isinstance(items, bool) or items < 1:
         raise ValueError(f"items is {items!r}, but the number of scored items is expected.")
     a, b = parse_scores(a), parse_scores(b)
-    _require_pairs(a, b)
     seeds = len(a[MINUTES])
+    for score in RANGES:
+        if not len(a[score]) == len(b[score]) == seeds:
+            lengths = f"{len(a[score])} and {len(b[score])} values"
+            raise ValueError(f"{score} has {lengths}, but pairs are expected, one for each seed.")
     lines = [_one_pair(names)] if seeds == 1 else []
-    for score, top in SCORES.items():
+    for score in SCORES:
         means = statistics.fmean(a[score]), statistics.fmean(b[score])
         means_in_words = f"{score}: {names[0]} {means[0]:.2f}, {names[1]} {means[1]:.2f}, {names[1]} − {names[0]} "
         if seeds == 1:
             lines.append(f"{means_in_words}{means[1] - means[0]:+.2f}: no interval.")
         else:
             lines.append(means_in_words + _several(a[score], b[score], names))
-        if top == 1:
+        if score == "task accuracy":
             lines.append(_items_alone(means, items))
     ratio = statistics.fmean(b[MINUTES]) / statistics.fmean(a[MINUTES])
     each = ", ".join(f"{y / x:.2f}" for x, y in zip(a[MINUTES], b[MINUTES], strict=True))
@@ -130,25 +133,14 @@ def parse_scores(scores: Scores) -> dict[str, list[float]]:
         ValueError: a score that is missing, or out of its range.
     """
     if not isinstance(scores, Mapping):
-        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(SCORES)} and {MINUTES}.")
-    parsed: dict[str, list[float]] = {}
-    for score, highest in (*SCORES.items(), (MINUTES, math.inf)):
-        given: Any = scores.get(score)
+        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(RANGES)}.")
+    parsed = {}
+    for score, (lowest, highest) in RANGES.items():
         try:
-            parsed[score] = [] if isinstance(given, str) else [float(value) for value in given]
-        except (TypeError, ValueError):
+            parsed[score] = [float(value) for value in scores[score]]
+        except (KeyError, TypeError, ValueError):
             parsed[score] = []
-        if not parsed[score]:
-            raise ValueError(f"{score!r} is {given!r}, but a list with a value a seed is expected.")
-        for value in parsed[score]:
-            if not (0 <= value <= highest and math.isfinite(value)) or (score == MINUTES and value == 0):
-                unit = "minutes above 0" if score == MINUTES else f"0 to {highest:g}"
-                raise ValueError(f"{score} holds {value:g}, but {unit} is expected.")
+        if not parsed[score] or not all(lowest <= value <= highest for value in parsed[score]):
+            expected = f"a list with one number for each seed, each from {lowest:g} to {highest:,}"
+            raise ValueError(f"{score!r} is {scores.get(score)!r}, but {expected}, is expected.")
     return parsed
-
-
-def _require_pairs(a: Scores, b: Scores) -> None:
-    for score in a:
-        lengths = len(a[score]), len(b[score])
-        if lengths != (len(a[MINUTES]),) * 2:
-            raise ValueError(f"{score} has {lengths[0]} and {lengths[1]} values, but pairs are expected, one a seed.")

@@ -32,9 +32,8 @@ def prompts(
     Raises:
         ValueError: as in `interpret`.
     """
-    request = recommendation.request
     templates = yaml.safe_load((DATA / "advisor" / "prompts.yaml").read_text(encoding="utf-8"))
-    values = {
+    fields = {
         "a": names[0],
         "b": names[1],
         "results": "\n".join(f"- {sentence}" for sentence in interpret(a, b, items=items, names=names)),
@@ -42,17 +41,12 @@ def prompts(
         "items": items,
         "task": task,
         "chats": chats,
-        "model": request.label,
-        "card": request.vram_gb,
-        "tokens": request.sequence_length,
-        "with_or_without": "with" if request.bfloat16 else "without",
-        "priority": request.priority,
-        "inference": request.inference,
-        "stack": request.stack,
+        "request": recommendation.request,
+        "with_or_without": "with" if recommendation.request.bfloat16 else "without",
         "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",
         "configuration": recommendation.snippet or "(none)",
     }
-    return {title: template.format(**values) for title, template in templates.items()}
+    return {title: template.format(**fields) for title, template in templates.items()}
 
 
 def _table(a: Scores, b: Scores, names: tuple[str, str]) -> str:

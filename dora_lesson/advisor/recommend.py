@@ -38,7 +38,7 @@ class Recommendation:
     @property
     def headline(self) -> str:
         """The method and the rank; DoRA is named with the method that it is to be run beside."""
-        return text.headline(self)
+        return f"{self.method}, r = {self.r}{text.beside(self.method)}" if self.method else "Nothing to recommend"
 
     @property
     def changes_in_words(self) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dora_lesson.advisor.findings import findings
 from dora_lesson.advisor.interpret import Scores, interpret
-from dora_lesson.advisor.memory_fit import training_setup, usable_bytes
+from dora_lesson.advisor.memory_fit import TrainingSetup, training_setup, usable_bytes
 from dora_lesson.advisor.recommend import Recommendation
+from dora_lesson.advisor.request import Request
 from dora_lesson.core import ADAPTERS, DATA, METHODS
 
 NAME = "llmops-fine-tuner"
@@ -56,16 +57,24 @@ def write_skill(
 def skill_text(
     recommendation: Recommendation, a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("LoRA", "DoRA")
 ) -> str:
-    """The whole file: `data/advisor/skill.md` with the comparison, the findings, the results and the configuration."""
+    """The whole file: `data/advisor/skill.md`, with the four methods at the recommended setup, or at the smallest."""
+    request, setup = recommendation.request, recommendation.setup
+    batch_size, checkpointing = (setup.batch_size, setup.gradient_checkpointing) if setup else (1, True)
     known = findings()
-    body = (DATA / "advisor" / "skill.md").read_text(encoding="utf-8").format(
+    template = (DATA / "advisor" / "skill.md").read_text(encoding="utf-8")
+    body = template.format(
         name=NAME,
-        comparison=_comparison(recommendation),
-        **{side: _bullets(each for each in known if each.side == side) for side in ("dora", "lora", "either")},
+        request=request,
+        batch_size=batch_size,
+        checkpointing="on" if checkpointing else "off",
+        methods="\n".join(_row(request, training_setup(request, each, batch_size, checkpointing)) for each in ADAPTERS),
+        dora=_bullets(each for each in known if each.side == "dora"),
+        lora=_bullets(each for each in known if each.side == "lora"),
+        either=_bullets(each for each in known if each.side == "either"),
         results=_bullets(interpret(a, b, items=items, names=names)),
         configuration=_configuration(recommendation),
         sources=_bullets(dict.fromkeys(each.source for each in known if each.source)),
-    )  # fmt: skip
+    )
     return f"{body}\n<!-- as written by dora_lesson: {_digest(body)} -->\n"
 
 
@@ -86,24 +95,9 @@ def _bullets(sentences: Iterable[object]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _comparison(recommendation: Recommendation) -> str:
-    """Memory and trained numbers of the four methods at one setting: the recommended one, or the smallest."""
-    request, setup = recommendation.request, recommendation.setup
-    batch_size, checkpointing = (setup.batch_size, setup.gradient_checkpointing) if setup else (1, True)
-    rows = []
-    for method in ADAPTERS:
-        other = training_setup(request, method, batch_size, checkpointing)
-        fits = "yes" if other.peak <= usable_bytes(request.vram_gb) else "no"
-        rows.append(f"| {METHODS[method].label} | {other.trained:,} | {other.peak / 1e9:.1f} | {fits} |")
-    return "\n".join([
-        f"{request.label}, r = {request.r} on all linear layers, {batch_size} × {request.sequence_length} tokens a "
-        f"pass, checkpointing {'on' if checkpointing else 'off'}, PEFT's layers; estimated with dora_lesson, not "
-        "measured here.",
-        "",
-        f"| method | trained numbers | GB at the peak | fits in {request.vram_gb:g} GB |",
-        "| --- | --- | --- | --- |",
-        *rows,
-    ])  # fmt: skip
+def _row(request: Request, setup: TrainingSetup) -> str:
+    fits = "yes" if setup.peak <= usable_bytes(request.vram_gb) else "no"
+    return f"| {METHODS[setup.method].label} | {setup.trained:,} | {setup.peak / 1e9:.1f} | {fits} |"
 
 
 def _configuration(recommendation: Recommendation) -> str:

@@ -22,7 +22,7 @@ def in_words(recommendation: Recommendation) -> str:
     request, setup = recommendation.request, recommendation.setup
     served = "beside a packed base" if request.inference == "4-bit" else request.inference
     constraints = f"{request.label} on {request.vram_gb:g} GB, {request.priority} first, served {served}"
-    lines = [f"{headline(recommendation)}: {constraints} ({request.stack})"]
+    lines = [f"{recommendation.headline}: {constraints} ({request.stack})"]
     if setup:
         checkpointing = ", gradient checkpointing" if setup.gradient_checkpointing else ""
         lines += [
@@ -41,13 +41,6 @@ def in_words(recommendation: Recommendation) -> str:
     return "\n".join(lines)
 
 
-def headline(recommendation: Recommendation) -> str:
-    """The method and the rank; DoRA is named with the method that it is to be run beside."""
-    if recommendation.method is None:
-        return "Nothing to recommend"
-    return f"{recommendation.method}, r = {recommendation.r}{_beside(recommendation.method)}"
-
-
 def changes_in_words(recommendation: Recommendation) -> list[str]:
     """What would change the answer. Larger cards share a sentence, and so do single changes to the same method."""
     cards: dict[str, list[str]] = {}
@@ -63,10 +56,10 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
         elif len(words) == 1:
             single.setdefault(change.answer, []).append(words[0])
         else:
-            together.append(f"{' and '.join(words)}, together: then {change.answer}{_beside(change.answer)}")
+            together.append(f"{' and '.join(words)}, together: then {change.answer}{beside(change.answer)}")
     return [
         *(f"{place}: {', '.join(methods)}" for place, methods in cards.items()),
-        *(f"{_either(words)}: then {method}{_beside(method)}" for method, words in single.items()),
+        *(f"{_either(words)}: then {method}{beside(method)}" for method, words in single.items()),
         *together,
     ]
 
@@ -82,7 +75,8 @@ def _condition(request: Request, other: Request, constraint: str) -> str:
     }[constraint]
 
 
-def _beside(method: str) -> str:
+def beside(method: str) -> str:
+    """DoRA is a candidate: the method that it is to be run beside."""
     return f", beside {method.replace('D', 'L')}" if "DoRA" in method else ""
 
 
