@@ -6,49 +6,48 @@ import html
 import re
 from typing import Any
 
-import pytest
-
 from dora_lesson import recommend, widgets
-from dora_lesson.advisor.tree import LEAVES, SMALLER, decision_tree, way
-from dora_lesson.advisor.tree import QUESTIONS as ASKED
+from dora_lesson.advisor.tree import NOTHING_FITS
+from dora_lesson.advisor.tree import QUESTIONS as TREE
 from dora_lesson.checks.quiz import QUESTIONS
-from dora_lesson.core import METHODS as ALL
-from dora_lesson.multi_gpu.config import METHODS
+from dora_lesson.core import ADAPTERS, METHODS
+from dora_lesson.lesson.tree_figure import PLACES, decision_tree
 
 
-def test_the_tree_has_a_leaf_for_every_answer() -> None:
-    assert set(LEAVES) == {*(ALL[method].label for method in METHODS), SMALLER}
+def test_the_figure_has_a_place_for_every_question_and_leaf() -> None:
+    assert set(PLACES) == {*TREE, *ADAPTERS, NOTHING_FITS}
+    texts = {text.get_text() for text in decision_tree()[0].axes[0].texts}
+    assert texts >= {question.text for question in TREE.values()} | {METHODS[method].label for method in ADAPTERS}
 
 
-@pytest.mark.parametrize("asked", [(24, "quality"), (24, "time"), (12, "quality"), (12, "time"), (6, "quality")])
-def test_the_way_ends_at_the_recommended_leaf(asked: tuple[int, str]) -> None:
-    found = recommend(asked[0], "llama-3.1-8b", asked[1])
-    passed = way(found.answers)
-    assert passed[0] == "fits" and passed[-1] == (found.method or SMALLER)
-    assert all(name in ASKED for name in passed[:-1])
-    fig, alt = decision_tree(found)
-    assert alt.endswith(f"ends at: {found.method or 'nothing to recommend'}.")
-    thick = [line for line in fig.axes[0].lines if line.get_linewidth() > 2]
-    assert len(thick) == len(passed) - 1
+def test_the_way_is_drawn_thick_and_ends_at_the_recommended_leaf() -> None:
+    for vram_gb, priority in [(24, "quality"), (24, "time"), (12, "quality"), (12, "time"), (6, "quality")]:
+        recommendation = recommend(vram_gb, "llama-3.1-8b", priority)
+        fig, alt = decision_tree(recommendation)
+        assert alt.endswith(f"ends at: {recommendation.method or 'nothing to recommend'}.")
+        thick = [tuple(line.get_xydata()[1]) for line in fig.axes[0].lines if line.get_linewidth() > 2]
+        assert thick == [PLACES[name] for name in recommendation.way[1:]]
+    assert "fits: yes, sixteen: no, dora: yes, ends at: QDoRA." in decision_tree(recommend(12, "llama-3.1-8b"))[1]
 
 
 def test_the_plain_tree_marks_nothing() -> None:
     fig, alt = decision_tree()
     assert all(line.get_linestyle() == "--" for line in fig.axes[0].lines)
     assert "QDoRA or QLoRA" in alt
-    assert way(recommend(24, "llama-3.1-8b", stack="gptq").answers) == []
+    packed = recommend(24, "llama-3.1-8b", stack="gptq")
+    assert packed.way == [] and "not asked" in decision_tree(packed)[1]
 
 
 def test_the_advisor_follows_its_slider_and_menus() -> None:
     live = widgets.advisor()
-    assert live.found.method == "QDoRA" and "QDoRA, r = 16" in live.said.value
+    assert live.recommendation.method == "QDoRA" and "QDoRA, r = 16" in live.words.value
     for name, value, method in [("vram_gb", 24, "DoRA"), ("priority", "time", "LoRA"), ("inference", "4-bit", "QLoRA")]:
         before = live.picture.value
         live.sliders[name].value = value
-        assert live.found.method == method and live.picture.value != before
-        assert html.escape(live.found.snippet) in live.said.value
+        assert live.recommendation.method == method and live.picture.value != before
+        assert html.escape(live.recommendation.snippet) in live.words.value
     live.sliders["vram_gb"].value = 4
-    assert live.found.method is None and "Nothing to recommend" in live.said.value
+    assert live.recommendation.method is None and "Nothing to recommend" in live.words.value
     assert repr(live).startswith("The advisor, live: run this cell")
 
 

@@ -32,12 +32,12 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
         assert f"\n## {title}\n" in text
     for line in interpret(A, B, items=68):
         assert line in text
-    for line in findings():
-        assert str(line) in text
-        assert f"\n- {line.source}\n" in text or not line.source
+    for finding in findings():
+        assert str(finding) in text
+        assert f"\n- {finding.source}\n" in text or not finding.source
     assert found.snippet in text and "QDoRA, r = 16, beside QLoRA:" in text
-    assert found.fit is not None
-    assert re.search(rf"\| QDoRA \| 43,319,296 \| {found.fit.peak / 1e9:.1f} \| yes \|", text)
+    assert found.setup is not None
+    assert re.search(rf"\| QDoRA \| 43,319,296 \| {found.setup.peak / 1e9:.1f} \| yes \|", text)
     assert re.search(r"\| DoRA \| 43,319,296 \| \S+ \| no \|", text)
     assert "/home/" not in text and "/tmp/" not in text
 
@@ -48,20 +48,20 @@ def test_nothing_to_recommend_is_written_as_that() -> None:
 
 
 def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:
-    path, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
-    assert path == tmp_path / NAME / "SKILL.md" and "is written" in said
+    path, message = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert path == tmp_path / NAME / "SKILL.md" and "is written" in message
     again, _ = write_skill(tmp_path, recommend(24, "llama-3.1-8b"), A, B, items=68)
     assert again == path and "24 GB" in path.read_text()
     path.write_text(path.read_text().replace("My results", "My own results"))
     mine = path.read_text()
-    beside, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    beside, message = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
     assert beside.name == "SKILL.new.md" and "12 GB" in beside.read_text()
-    assert path.read_text() == mine and "left as it is" in said
+    assert path.read_text() == mine and "left as it is" in message
     write_skill(tmp_path, recommend(24, "llama-3.1-8b"), A, B, items=68)
     assert "24 GB" in beside.read_text(), "as it was written, so nothing is lost"
     beside.write_text("mine too")
-    third, said = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
-    assert third.name == "SKILL.new2.md" in said and "12 GB" in third.read_text()
+    third, message = write_skill(tmp_path, recommend(12, "llama-3.1-8b"), A, B, items=68)
+    assert third.name == "SKILL.new2.md" in message and "12 GB" in third.read_text()
     assert beside.read_text() == "mine too" and path.read_text() == mine
 
 

@@ -1,6 +1,7 @@
-"""What the course knows about LoRA against DoRA, line by line: each with its evidence, or marked as opinion.
+"""What the course knows about LoRA against DoRA: each finding with its evidence, or marked as opinion.
 
-The advisor, lesson 07 and the skill it writes read these lines, and nothing else states them.
+The sentences stand in `data/advisor/findings.yaml`; their numbers come from the records and from `data/published`.
+The advisor, lesson 07 and the skill it writes read these findings, and nothing else states them.
 """
 
 from __future__ import annotations
@@ -8,230 +9,192 @@ from __future__ import annotations
 import functools
 import statistics
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from dora_lesson.core import DATA
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.records import load_record, load_runs
 from dora_lesson.evidence.stats import Comparison, arm, compare, paired_difference
 
-KINDS = ("measured", "published", "opinion")
+Side = Literal["dora", "lora", "either"]
+KINDS = ("measured", "published", "opinion")  # of `findings()`; a `rule` follows from a request alone
 
 
 @dataclass(frozen=True)
-class Line:
-    """One statement: `side` is "dora", "lora" or "either"; `kind` one of `KINDS`; `source` says where to look it up."""
+class Finding:
+    """One statement: which side it speaks for, its kind (one of `KINDS`, or "rule"), and where to look it up."""
 
     name: str
-    side: str
+    side: Side
     kind: str
     text: str
-    source: str
+    source: str = ""
 
     def __str__(self) -> str:
+        if self.kind == "rule":
+            return self.text
         return f"{self.text} [{self.kind}: {self.source}]" if self.source else f"{self.text} [{self.kind}]"
 
 
-def findings() -> list[Line]:
-    """All lines, the course's own records first. What is read from a record follows the record."""
-    return [*_measured(), *_published(), *_OPINIONS]
+class _Sentence(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    side: Side
+    text: str
+    sources: list[str] = []
+    figures: dict[str, str | list[str] | dict[str, list[str]]] = {}
 
 
-def line(name: str) -> Line:
-    """The line of that name.
+class _Sentences(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    measured: dict[str, str]
+    published: dict[str, _Sentence]
+    opinion: dict[str, _Sentence]
+    rule: dict[str, str]
+
+
+@functools.cache
+def _sentences() -> _Sentences:
+    file = DATA / "advisor" / "findings.yaml"
+    return _Sentences.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def findings() -> list[Finding]:
+    """All findings, the course's own records first. What is read from a record follows the record."""
+    return [*_measured(), *_published(), *_opinions()]
+
+
+def finding(name: str) -> Finding:
+    """The finding of that name.
 
     Raises:
         ValueError: there is none.
     """
-    found = {known.name: known for known in findings()}
-    if name not in found:
-        raise ValueError(f"There is no line {name!r}; there are: {', '.join(found)}.")
-    return found[name]
+    known = {each.name: each for each in findings()}
+    if name not in known:
+        raise ValueError(f"name is {name!r}, but one of these findings is expected: {', '.join(known)}.")
+    return known[name]
+
+
+def rule(name: str, **numbers: Any) -> Finding:
+    """A statement that follows from a request and its setup, with their numbers in it."""
+    return Finding(name, "either", "rule", _sentences().rule[name].format(**numbers))
 
 
 @functools.cache
-def _measured() -> tuple[Line, ...]:
-    return *_seeds(), *_sweep(), _packed_again()
+def _measured() -> tuple[Finding, ...]:
+    return *_seeds(), *_sweep(), _cost_of_four_bits(), _packed_again()
 
 
-def _seeds() -> list[Line]:
-    lines = []
-    for record, pair, names in [
-        ("short", ("lora", "dora"), "DoRA minus LoRA"),
-        ("four_bit", ("qlora", "qdora"), "QDoRA minus QLoRA"),
-    ]:
+def _say(template: str, name: str, side: Side, source: str, **numbers: Any) -> Finding:
+    return Finding(name, side, "measured", _sentences().measured[template].format(**numbers), f"data/records/{source}")
+
+
+def _seeds() -> list[Finding]:
+    """Two methods, seed by seed, on the scores of lesson 04's and 05's records."""
+    scores = {"persona_consistency": "persona (0 to 10)", "task_accuracy": "task accuracy (0 to 1)"}
+    pairs = {"short": ("lora", "dora", "DoRA minus LoRA"), "four_bit": ("qlora", "qdora", "QDoRA minus QLoRA")}
+    found = []
+    for record, (first, second, names) in pairs.items():
         runs = sorted(load_record(record)["runs"], key=lambda run: run["seed"])  # values pair by seed
-        for what, label in [("persona_consistency", "persona (0 to 10)"), ("task_accuracy", "task accuracy (0 to 1)")]:
-            a, b = ([run["scores"][what] for run in runs if run["method"] == method] for method in pair)
+        steps = max(run["steps"] for run in runs)  # the base has none
+        for score, label in scores.items():
+            a, b = ([run["scores"][score] for run in runs if run["method"] == method] for method in (first, second))
             gap = paired_difference(a, b)
-            side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
+            side: Side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
             shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
-            verdict = shown if gap.measurable else not_shown
-            text = f"{names}, {label}, 40 steps of the bundled model: {gap}; {verdict}."
-            lines.append(Line(f"{record}, {what}", side, "measured", text, f"data/records/{record}.json"))
-    return lines
+            sentence = {"names": names, "score": label, "steps": steps, "gap": gap}
+            sentence["verdict"] = shown if gap.measurable else not_shown
+            found.append(_say("seeds", f"{record}, {score}", side, f"{record}.json", **sentence))
+    return found
 
 
-def _sweep() -> list[Line]:
+def _sweep() -> list[Finding]:
     """Both methods at every rank and scaling that the sweep has runs of both for."""
-    runs, lines = load_runs("sweep"), []
+    runs, found = load_runs("sweep"), []
     for name, a, b in [("sweep", "lora", "dora"), ("sweep, 4 bits", "qlora", "qdora")]:
-        both = [
+        ran = [
             {(run["config"]["r"], run["config"]["lora_alpha"]) for run in runs if run["config"]["method"] == method}
             for method in (a, b)
         ]
-        found = {at: compare(arm(runs, a, *at), arm(runs, b, *at)) for at in sorted(both[0] & both[1])}
-        shown = [one.mean < 0 for one in found.values() if one.measurable]
-        side = "either" if len(set(shown)) != 1 else "dora" if shown[0] else "lora"
-        said = []
-        for (r, alpha), one in found.items():
+        compared = {at: compare(arm(runs, a, *at), arm(runs, b, *at)) for at in sorted(ran[0] & ran[1])}
+        settings = []
+        for (r, alpha), comparison in compared.items():
             setting = f"r = {r}" if alpha == 2 * r else f"r = {r} with lora_alpha = {alpha:g} at one rate"
-            said.append(f"{setting}: {_interval(one)}")
-            if two := one.differs.get("learning_rate"):
-                alike = [(q, compare(arm(runs, a, r, alpha, q), arm(runs, b, r, alpha, q))) for q in two]
-                each = ", ".join(f"at {q:g} for both {_interval(same)}" for q, same in alike)
-                said[-1] += f" (tuning gave the rates {two[0]:g} and {two[1]:g}; {each})"
-        first = next(iter(found.values()))
-        text = (
-            f"{first.names[1]} minus {first.names[0]}, held-out loss in nats a token (lower is better), each at a rate "
-            f"tuned for it where nothing else is said, {first.pairs} seeds, 24 steps of the bundled model: "
-            f"{'; '.join(said)}. Zero is outside {len(shown)} of {len(found)}."
-        )
-        lines.append(Line(name, side, "measured", text, "data/records/sweep"))
-    packed = compare(arm(runs, "lora", 8), arm(runs, "qlora", 8))
-    text = (
-        f"What 4 bits cost: QLoRA minus LoRA, r = 8, held-out loss in nats a token, each at a rate tuned for it, "
-        f"{packed.pairs} seeds, 24 steps of the bundled model: {_interval(packed)}."
-    )
-    return [*lines, Line("cost of 4 bits", "either", "measured", text, "data/records/sweep")]
+            settings.append(f"{setting}: {_interval(comparison)}")
+            if rates := comparison.differs.get("learning_rate"):
+                alike = [(rate, compare(arm(runs, a, r, alpha, rate), arm(runs, b, r, alpha, rate))) for rate in rates]
+                each = ", ".join(f"at {rate:g} for both {_interval(same)}" for rate, same in alike)
+                settings[-1] += f" (tuning gave the rates {rates[0]:g} and {rates[1]:g}; {each})"
+        dora_lower = [comparison.mean < 0 for comparison in compared.values() if comparison.measurable]
+        side: Side = "either" if len(set(dora_lower)) != 1 else "dora" if dora_lower[0] else "lora"
+        first = next(iter(compared.values()))
+        sentence = _numbers(first, runs) | {"shown": len(dora_lower), "compared": len(compared)}
+        found.append(_say("sweep", name, side, "sweep", settings="; ".join(settings), **sentence))
+    return found
 
 
-def _interval(found: Comparison) -> str:
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+def _cost_of_four_bits() -> Finding:
+    runs, r = load_runs("sweep"), 8
+    comparison = compare(arm(runs, "lora", r), arm(runs, "qlora", r))
+    sentence = _numbers(comparison, runs) | {"r": r, "gap": _interval(comparison)}
+    return _say("cost of 4 bits", "cost of 4 bits", "either", "sweep", **sentence)
 
 
-def _packed_again() -> Line:
-    runs = [run for run in load_record("four_bit")["runs"] if "requantised" in run]
+def _numbers(comparison: Comparison, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a sentence on the sweep says beside the difference."""
+    first, second = comparison.names
+    return {"names": f"{second} minus {first}", "pairs": comparison.pairs, "steps": runs[0]["config"]["steps"]}
+
+
+def _interval(comparison: Comparison) -> str:
+    return f"{comparison.mean:+.4f} ({comparison.low:+.4f} to {comparison.high:+.4f})"
+
+
+def _packed_again() -> Finding:
+    runs = load_record("four_bit")["runs"]
     kept, again = (
-        statistics.fmean(run[key]["persona_consistency"] for run in runs) for key in ("scores", "requantised")
+        statistics.fmean(run[key]["persona_consistency"] for run in runs if "requantised" in run)
+        for key in ("scores", "requantised")
     )
-    base = next(run for run in load_record("four_bit")["runs"] if run["method"] == "qbase")
-    text = (
-        f"Merged into 4 bits again, the persona falls from {kept:.1f} to {again:.1f} of 10 "
-        f"(the untrained base has {base['scores']['persona_consistency']:.1f}): keep the adapter beside a packed base."
-    )
-    return Line("packed again", "either", "measured", text, "data/records/four_bit.json")
+    base = next(run for run in runs if run["method"] == "qbase")["scores"]["persona_consistency"]
+    numbers = {"kept": kept, "again": again, "untrained": base}
+    return _say("packed again", "packed again", "either", "four_bit.json", **numbers)
 
 
 @functools.cache
-def _published() -> tuple[Line, ...]:
-    ranks, tasks, orca = (load_published(name) for name in ("ranks", "commonsense", "qdora"))
-    gains = [tasks[model]["DoRA"] - tasks[model]["LoRA"] for model in tasks["headline"] if model in tasks["trained %"]]
-    over = [orca[model]["QDoRA"] - orca[model]["QLoRA"] for model in ("LLaMA2-7B", "LLaMA3-8B")]
-    again = ranks["run again"]["DoRA"]["16"]
-    tuned = load_published("learning_rate_matters/within %")
-    peft, speed = load_published("peft_record/MetaMathQA/DoRA"), load_published("speed")
-    author = speed["training"]["author"]
-    plain, cached = (speed["unmerged inference"][name] for name in ("plain", "DoraCaching"))
-    lora, dora = ranks["LoRA"], ranks["DoRA"]
-    return (
-        Line(
-            *("low rank", "dora", "published"),
-            f"At rank 8 on LLaMA-7B, commonsense tasks, DoRA has {dora['8']} and LoRA {lora['8']}; at rank 16, "
-            f"{dora['16']} and {lora['16']}. Single runs, and others who re-ran DoRA at rank 16 got {min(again)} to "
-            f"{max(again)}.",
-            _where("ranks", "ranks/run again"),
-        ),
-        Line(
-            *("published gains", "dora", "published"),
-            f"On commonsense tasks DoRA is {min(gains):.1f} to {max(gains):.1f} points above LoRA at equal rank, four "
-            "models, single runs, with a rate chosen for DoRA and one rate for LoRA.",
-            _where("commonsense", "commonsense/set-up/learning rate"),
-        ),
-        Line(
-            *("QDoRA gains", "dora", "published"),
-            f"On Orca-Math, exact match, QDoRA is {over[0]:.2f} and {over[1]:.2f} above QLoRA, one run each. "
-            "The two differed in scaling, dropout and initial spread as well.",
-            _where("qdora", "qdora/set-up"),
-        ),
-        Line(
-            *("tuned rates", "lora", "published"),
-            f"With a learning rate tuned for each, LoRA, DoRA and others end within {tuned['lowest']} to "
-            f"{tuned['highest']} %.",
-            _where("learning_rate_matters"),
-        ),
-        Line(
-            *("training time", "lora", "published"),
-            f"Training with PEFT's DoRA took {peft['more time %']} % longer than with LoRA in PEFT's record (and "
-            f"{peft['more memory %']} % more memory); reports range from {author['more time %']} % to 100 %.",
-            _where("peft_record", "speed"),
-        ),
-        Line(
-            *("unmerged cost", "lora", "published"),
-            f"Unmerged, PEFT's DoRA answers {plain['more time %']} % slower than its LoRA ({cached['more time %']} % "
-            f"slower and with {cached['more memory %']} % more memory with DoraCaching); merged, both cost what the "
-            "base costs.",
-            _where("speed/unmerged inference"),
-        ),
-        Line(
-            *("vllm", "lora", "published"),
-            "vLLM served LoRA adapters and no unmerged DoRA adapters when last looked up. Look again yourself.",
-            _where("support/vLLM"),
-        ),
-        Line(
-            *("packed bases", "lora", "published"),
-            "PEFT 0.21 refuses DoRA on bases packed by GPTQ, AWQ, AQLM or EETQ and on Transformer-Engine layers; with "
-            "torchao only int8 weight-only takes it.",
-            _where("support/other quantized layers", "support/torchao"),
-        ),
-        Line(
-            *("deepspeed", "lora", "published"),
-            "There are reports of trouble with QDoRA under DeepSpeed ZeRO-2.",
-            _where("support"),
-        ),
-        Line(
-            *("fsdp", "either", "published"),
-            "QDoRA with FSDP should work in 4 bits, slower than QLoRA; 8 bits are not recommended.",
-            _where("support"),
-        ),
-    )
+def _published() -> tuple[Finding, ...]:
+    found = []
+    for name, sentence in _sentences().published.items():
+        figures = {field: _figure(path) for field, path in sentence.figures.items()}
+        found.append(
+            Finding(name, sentence.side, "published", sentence.text.format(**figures), _where(sentence.sources))
+        )
+    return tuple(found)
 
 
-def _where(*paths: str) -> str:
+class Span(NamedTuple):
+    """The lowest and the highest of several figures."""
+
+    low: float
+    high: float
+
+
+def _figure(entry: str | list[str] | dict[str, list[str]]) -> Any:
+    """A published figure by its path; of two paths the difference; of several figures their `Span`."""
+    if isinstance(entry, list):
+        first, second = map(load_published, entry)
+        return first - second
+    value = load_published(entry) if isinstance(entry, str) else [_figure(each) for each in entry.values()]
+    return Span(min(value), max(value)) if isinstance(value, list) else value
+
+
+def _where(paths: list[str]) -> str:
     sources = [load_published(f"{path}/source") for path in paths]
     return "; ".join(f"{source['where']} ({source['url']})" for source in sources)
 
 
-_OPINIONS = [
-    Line(
-        *("run both", "either", "opinion"),
-        "Tune the rate first. Where quality decides, run both, five seeds or more, each at its own rate, and keep "
-        "DoRA only if it wins on your task: with no difference shown, keep the cheaper one.",
-        "",
-    ),
-    Line(
-        *("persona", "either", "opinion"),
-        "Tutorials say that persona tuning gains most from DoRA. We found no source for it, and no sign of it in our "
-        "own persona runs: test it.",
-        "",
-    ),
-    Line(
-        *("stability", "either", "opinion"),
-        "Tutorials also name stable training and complex domains as reasons for DoRA. We found no source that measures "
-        "either.",
-        "",
-    ),
-    Line(
-        *("small rank", "dora", "opinion"),
-        "Where memory forces a small rank, or training is very short, try DoRA beside LoRA.",
-        "",
-    ),
-    Line(
-        *("simple jobs", "lora", "opinion"),
-        "For a fixed output format, a first experiment, or a pipeline that runs on LoRA already, LoRA is enough.",
-        "",
-    ),
-    Line(
-        *("newer", "lora", "opinion"),
-        "DoRA is newer (2024) and has less production history: fewer tools take it, fewer people met its failures.",
-        "",
-    ),
-]
+def _opinions() -> list[Finding]:
+    return [Finding(name, each.side, "opinion", each.text) for name, each in _sentences().opinion.items()]

@@ -1,4 +1,4 @@
-"""The reader's own two runs: what their scores say, in words, and prompts for an assistant that carry the numbers."""
+"""The reader's own two runs: what their scores say of the two methods, in words."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import math
 import numbers
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dora_lesson.evidence.records import load_record
 from dora_lesson.evidence.stats import detectable, paired_difference
 
-SCORES = {"persona consistency": 10.0, "task accuracy": 1.0}  # and the largest value each can take
+SCORES = ("persona consistency", "task accuracy")
 MINUTES = "minutes"
-MOST_SEEDS = 200  # beyond this, more seeds are no plan
+RANGES = {"persona consistency": (0, 10), "task accuracy": (0, 1), MINUTES: (0.001, 1_000_000)}
+MOST_SEEDS = 200  # nobody plans for more
 
 Scores = Mapping[str, Sequence[float]]
 
 
 def recorded_case(record: str = "short", a: str = "lora", b: str = "dora") -> tuple[dict[str, list[float]], ...]:
     """The scores of two methods of a recorded set of runs, one value a seed, in the form that `interpret` takes."""
-    runs = load_record(record)["runs"]
-    found: list[dict[str, list[float]]] = []
+    recorded = sorted(load_record(record)["runs"], key=lambda run: run["seed"])
+    cases: list[dict[str, list[float]]] = []
     for method in (a, b):
-        own = sorted((run for run in runs if run["method"] == method), key=lambda run: run["seed"])
-        scores = {name: [run["scores"][name.replace(" ", "_")] for run in own] for name in SCORES}
-        found.append(scores | {MINUTES: [run["seconds"] / 60 for run in own]})
-    return found[0], found[1]
+        runs = [run for run in recorded if run["method"] == method]
+        scores = {name: [run["scores"][name.replace(" ", "_")] for run in runs] for name in SCORES}
+        cases.append(scores | {MINUTES: [run["seconds"] / 60 for run in runs]})
+    return cases[0], cases[1]
 
 
 def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("LoRA", "DoRA")) -> list[str]:
@@ -47,18 +47,21 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
     """
     if not isinstance(items, numbers.Integral) or isinstance(items, bool) or items < 1:
         raise ValueError(f"items is {items!r}, but the number of scored items is expected.")
-    a, b = _checked(a), _checked(b)
-    _require_pairs(a, b)
+    a, b = parse_scores(a), parse_scores(b)
     seeds = len(a[MINUTES])
+    for score in RANGES:
+        if not len(a[score]) == len(b[score]) == seeds:
+            lengths = f"{len(a[score])} and {len(b[score])} values"
+            raise ValueError(f"{score} has {lengths}, but pairs are expected, one for each seed.")
     lines = [_one_pair(names)] if seeds == 1 else []
-    for score, top in SCORES.items():
+    for score in SCORES:
         means = statistics.fmean(a[score]), statistics.fmean(b[score])
-        told = f"{score}: {names[0]} {means[0]:.2f}, {names[1]} {means[1]:.2f}, {names[1]} − {names[0]} "
+        means_in_words = f"{score}: {names[0]} {means[0]:.2f}, {names[1]} {means[1]:.2f}, {names[1]} − {names[0]} "
         if seeds == 1:
-            lines.append(f"{told}{means[1] - means[0]:+.2f}: no interval.")
+            lines.append(f"{means_in_words}{means[1] - means[0]:+.2f}: no interval.")
         else:
-            lines.append(told + _several(a[score], b[score], names))
-        if top == 1:
+            lines.append(means_in_words + _several(a[score], b[score], names))
+        if score == "task accuracy":
             lines.append(_items_alone(means, items))
     ratio = statistics.fmean(b[MINUTES]) / statistics.fmean(a[MINUTES])
     each = ", ".join(f"{y / x:.2f}" for x, y in zip(a[MINUTES], b[MINUTES], strict=True))
@@ -123,91 +126,21 @@ def _items_alone(means: tuple[float, float], items: int) -> str:
     )
 
 
-def _checked(scores: Scores) -> dict[str, list[float]]:
-    """The scores of one method as lists of numbers, each in its range, as many of each."""
-    if not isinstance(scores, Mapping):
-        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(SCORES)} and {MINUTES}.")
-    found: dict[str, list[float]] = {}
-    for score, top in (*SCORES.items(), (MINUTES, math.inf)):
-        given = scores.get(score)
-        try:
-            found[score] = [] if given is None or isinstance(given, str) else [float(value) for value in given]
-        except (TypeError, ValueError):
-            found[score] = []
-        if not found[score]:
-            raise ValueError(f"{score!r} is {given!r}, but a list with a value a seed is expected.")
-        for value in found[score]:
-            if not (0 <= value <= top and math.isfinite(value)) or (score == MINUTES and value == 0):
-                unit = "minutes above 0" if score == MINUTES else f"0 to {top:g}"
-                raise ValueError(f"{score} holds {value:g}, but {unit} is expected.")
-    return found
+def parse_scores(scores: Scores) -> dict[str, list[float]]:
+    """The scores of one method as lists of numbers, each in its range.
 
-
-def _require_pairs(a: Scores, b: Scores) -> None:
-    for score in (*SCORES, MINUTES):
-        lengths = len(a[score]), len(b[score])
-        if lengths != (len(a[MINUTES]),) * 2:
-            raise ValueError(f"{score} has {lengths[0]} and {lengths[1]} values, but pairs are expected, one a seed.")
-
-
-def prompts(
-    a: Scores,
-    b: Scores,
-    recommendation: Any,
-    *,
-    items: int,
-    task: str = "a task assistant that replies in one persona and ends in a JSON call",
-    chats: int = 607,
-    names: tuple[str, str] = ("LoRA", "DoRA"),
-) -> dict[str, str]:
-    """Three prompts for an AI assistant, with the reader's own numbers; the title of each says what it trains.
-
-    Args:
-        a, b, items, names: as in `interpret`.
-        recommendation: of `advisor.recommend`.
-        task: what is fine-tuned for, in a few words.
-        chats: how many there are to train on.
+    Raises:
+        ValueError: a score that is missing, or out of its range.
     """
-    asked = recommendation.request
-    said = "\n".join(f"- {line}" for line in interpret(a, b, items=items, names=names))
-    mine = recommendation.headline if recommendation.fit else "none: nothing fits"
-    return {
-        "Understand the decomposition": f"""\
-I know matrices, norms and gradients, and I have written a DoRA layer: W' = m · V / ‖V‖ with V = W + (alpha / r) · B A,
-one magnitude for each output. Question me until I can say each of these without help; one question at a time, and say
-where my answer is wrong.
-1. If LoRA can change the length of a row too, what exactly does DoRA make easier? Use a row of two numbers.
-2. In my own runs, {names[1]} minus {names[0]} came out as below. What would I have to see before I call the
-   decomposition the cause?
-{said}
-3. Name a situation in which {names[0]} is the better choice although {names[1]} scores as high.""",
-        "Configure for my case": f"""\
-I want to fine-tune {asked.label} for {task}, on {chats:,} chats of up to {asked.sequence_length} tokens.
-- GPU: {asked.vram_gb:g} GB, {"with" if asked.bfloat16 else "without"} bfloat16
-- first of all: {asked.priority}
-- served: {asked.inference}, with {asked.stack}
-A rule-based advisor says {mine}, and gives this configuration:
-{recommendation.snippet or "(none)"}
-Try to argue me out of it. Check each argument against the current documentation of PEFT and transformers and quote what
-you rely on. Work out the memory of a training step part by part, and say what you left out. Which difference in quality
-to each of the other three methods should I expect, and what does serving it so ask for? Where you have no source, say
-so.""",
-        "Compare my training runs": f"""\
-I trained the same model for {task} twice or more, the same chats in the same order, and scored {items} held-out items.
-{_table(_checked(a), _checked(b), names)}
-What I computed myself:
-{said}
-1. Which of my sentences would you not sign, and why?
-2. What else differed between the two, besides the method? Ask me for what you need to know.
-3. Would {names[1]} at half this rank, or {names[0]} at twice it, tell me more than another pair as these?
-4. Design the smallest experiment that could change my mind: seeds, items, learning rates, ranks, and what result would
-   count as what. Do not tell me which method is better in general.""",
-    }
-
-
-def _table(a: Scores, b: Scores, names: tuple[str, str]) -> str:
-    def row(label: str, x: Sequence[float], y: Sequence[float]) -> str:
-        return f"| {label} | " + " | ".join(", ".join(f"{value:.2f}" for value in values) for values in (x, y)) + " |"
-
-    head = f"| one value a seed | {names[0]} | {names[1]} |\n| --- | --- | --- |"
-    return "\n".join([head, *(row(score, a[score], b[score]) for score in (*SCORES, MINUTES))])
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(RANGES)}.")
+    parsed = {}
+    for score, (lowest, highest) in RANGES.items():
+        try:
+            parsed[score] = [float(value) for value in scores[score]]
+        except (KeyError, TypeError, ValueError):
+            parsed[score] = []
+        if not parsed[score] or not all(lowest <= value <= highest for value in parsed[score]):
+            expected = f"a list with one number for each seed, each from {lowest:g} to {highest:,}"
+            raise ValueError(f"{score!r} is {scores.get(score)!r}, but {expected}, is expected.")
+    return parsed

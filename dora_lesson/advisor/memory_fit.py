@@ -1,12 +1,15 @@
-"""Which setting of a fine-tune fits a card: PEFT's layers, 16-bit or 4-bit base, checkpointing, batch size."""
+"""Which setup of a fine-tune fits a card: PEFT's layers, 16-bit or 4-bit base, checkpointing, batch size."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from dora_lesson.advisor.request import Request, Shape
+from dora_lesson.core import METHODS
 from dora_lesson.memory.estimate import MemoryEstimate, adapter_parameters, estimate
 
 EFFECTIVE_BATCH = 16  # sequences a step; what does not go through at once is accumulated
@@ -14,17 +17,41 @@ BATCHES = (1, 2, 4, 8)
 SPARE_BYTES, SPARE_SHARE = 10**9, 0.07  # for CUDA's context and the allocator's gaps, which no estimate counts
 
 
+class Parameters(NamedTuple):
+    """How many parameters the base has, and how many LoRA and DoRA train, on all linear layers."""
+
+    base: int
+    lora: int
+    dora: int
+
+
 @dataclass(frozen=True)
-class Fit:
-    """A setting of one method, what `memory.estimate` expects of it, and what PEFT's layers take besides (bytes)."""
+class TrainingSetup:
+    """How one method is trained, with the bytes of a step: this course's layers, and what PEFT's take besides."""
 
     method: str
     r: int
     sequence_length: int
     batch_size: int
     gradient_checkpointing: bool
-    expected: MemoryEstimate
+    parameters: Parameters
+    estimate: MemoryEstimate
     peft_extra: int
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether the adapter is DoRA's."""
+        return METHODS[self.method].adapter == "dora"
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the base is in 4 bits."""
+        return METHODS[self.method].four_bit
+
+    @property
+    def trained(self) -> int:
+        """How many parameters are trained."""
+        return self.parameters.dora if self.is_dora else self.parameters.lora
 
     @property
     def gradient_accumulation_steps(self) -> int:
@@ -34,7 +61,7 @@ class Fit:
     @property
     def peak(self) -> int:
         """Bytes at the peak of a step with PEFT's layers."""
-        return self.expected.total + self.peft_extra
+        return self.estimate.total + self.peft_extra
 
 
 def usable_bytes(vram_gb: float) -> int:
@@ -47,86 +74,86 @@ def needed_gb(peak: int) -> float:
     return max(peak + SPARE_BYTES, peak / (1 - SPARE_SHARE)) / 1e9
 
 
-def find_fit(
-    config: Any,
-    method: str,
-    room: int,
-    *,
-    sequence_length: int,
-    r: int,
-    dtype: torch.dtype = torch.bfloat16,
-    frugal: bool = False,
-) -> Fit | None:
-    """The first setting of this method that fits in `room` bytes, or None.
+def find_setup(request: Request, method: str) -> TrainingSetup | None:
+    """The first setup of this method that fits the card of the request, or None.
 
     The order is: no checkpointing before checkpointing, which runs each block's forward pass twice; within each, the
-    larger batch before the smaller. `frugal` looks at the setting that takes least alone: checkpointing, one sequence a
-    pass.
+    larger batch before the smaller. Where memory is first, only the setup that takes least is looked at.
     """
-    for again in (True,) if frugal else (False, True):
-        found = None
-        for size in (1,) if frugal else BATCHES:
-            larger = setting(config, method, size, again, sequence_length=sequence_length, r=r, dtype=dtype)
+    room = usable_bytes(request.vram_gb)
+    if request.priority == "memory":
+        least = smallest_setup(request, method)
+        return least if least.peak <= room else None
+    for checkpointing in (False, True):
+        fitting = None
+        for batch_size in BATCHES:
+            larger = training_setup(request, method, batch_size, checkpointing)
             if larger.peak > room:
                 break  # and so are all after it
-            found = larger
-        if found:
-            return found
+            fitting = larger
+        if fitting:
+            return fitting
     return None
 
 
-def setting(
-    config: Any,
-    method: str,
-    batch_size: int,
-    gradient_checkpointing: bool,
-    *,
-    sequence_length: int,
-    r: int,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Fit:
-    """One setting with its memory, whether it fits anywhere or not. Adapters on all linear layers, AdamW.
+def smallest_setup(request: Request, method: str) -> TrainingSetup:
+    """The setup of a method that takes least: checkpointing, one sequence a pass."""
+    return training_setup(request, method, 1, True)
+
+
+def fits(request: Request, method: str) -> bool:
+    """Whether the smallest setup of this method fits the card."""
+    return smallest_setup(request, method).peak <= usable_bytes(request.vram_gb)
+
+
+def training_setup(request: Request, method: str, batch_size: int, gradient_checkpointing: bool) -> TrainingSetup:
+    """One setup with its memory, whether it fits anywhere or not. Adapters on all linear layers, AdamW.
 
     Raises:
         ValueError: as in `memory.estimate`.
     """
-    key = (config.to_json_string(), method, batch_size, gradient_checkpointing, sequence_length, r, dtype)
-    if key not in _seen:
-        expected = estimate(
-            config,
-            method,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            r=r,
-            dtype=dtype,
-            gradient_checkpointing=gradient_checkpointing,
-            gradient_accumulation_steps=EFFECTIVE_BATCH // batch_size,
-        )
-        extra = peft_extra(config, method, batch_size * sequence_length, gradient_checkpointing)
-        _seen[key] = Fit(method, r, sequence_length, batch_size, gradient_checkpointing, expected, extra)
-    return _seen[key]
+    sizes = (request.r, request.sequence_length, batch_size)
+    return _setup(request.shape, method, *sizes, gradient_checkpointing, request.dtype)
 
 
-# An estimate takes a tenth of a second, counting a thirtieth, and a slider asks often.
-_seen: dict[tuple[Any, ...], Fit] = {}
-_counted: dict[tuple[str, str, int], tuple[int, int]] = {}
+def count_parameters(request: Request) -> Parameters:
+    """The parameters of the request's model and of the adapters on it."""
+    return _parameters(request.shape, request.r)
 
 
-def parameters(config: Any, method: str, r: int) -> tuple[int, int]:
-    """`memory.adapter_parameters` of "lora" or "dora" on all linear layers, (trainable, total), remembered."""
-    key = (config.to_json_string(), method, r)
-    if key not in _counted:
-        _counted[key] = adapter_parameters(config, method, r=r)
-    return _counted[key]
+@functools.cache  # an estimate takes a tenth of a second, and a slider asks often
+def _setup(
+    shape: Shape, method: str, r: int, sequence_length: int, batch_size: int, checkpointing: bool, dtype: torch.dtype
+) -> TrainingSetup:
+    expected = estimate(
+        shape.config,
+        method,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        r=r,
+        dtype=dtype,
+        gradient_checkpointing=checkpointing,
+        gradient_accumulation_steps=EFFECTIVE_BATCH // batch_size,
+    )
+    parameters = _parameters(shape, r)
+    tokens = batch_size * sequence_length
+    extra = peft_extra(shape.config, method, parameters.dora - parameters.lora, tokens, checkpointing)
+    return TrainingSetup(method, r, sequence_length, batch_size, checkpointing, parameters, expected, extra)
 
 
-def peft_extra(config: Any, method: str, tokens: int, gradient_checkpointing: bool) -> int:
+@functools.cache
+def _parameters(shape: Shape, r: int) -> Parameters:
+    lora, total = adapter_parameters(shape.config, "lora", r=r)
+    return Parameters(total - lora, lora, adapter_parameters(shape.config, "dora", r=r)[0])
+
+
+def peft_extra(config: Any, method: str, d_out: int, tokens: int, gradient_checkpointing: bool) -> int:
     """Bytes that PEFT's layers take above `memory.estimate`, which counts this course's.
 
     PEFT (0.21, `tuners/lora/layer.py` and `dora.py`) works in the adapter's float32 on a 16-bit base, so that outputs
     are there in two sizes; its DoRA forms the dense B·A and the weight's norm for every pass, by way of an identity
     matrix of d_in rows. The factors were read off measured steps of small Llamas in bfloat16, over 16-bit
-    and 4-bit bases alike, and `tests/test_fitting.py` holds them to such a step:
+    and 4-bit bases alike, and `tests/test_memory_fit.py` holds them to such a step:
 
     - for every output of an adapted layer and token, 2 bytes for LoRA and 6 for DoRA; with checkpointing 5 and 8 for
       the outputs of one block alone, since only one is whole at a time;
@@ -135,14 +162,14 @@ def peft_extra(config: Any, method: str, tokens: int, gradient_checkpointing: bo
     Args:
         config: of a Llama; all linear layers have adapters.
         method: lora, dora, qlora or qdora.
+        d_out: the outputs of all adapted layers together, which is how many magnitudes DoRA has.
         tokens: of one pass.
         gradient_checkpointing: as in `estimate`.
     """
-    dora = method.endswith("dora")
-    outputs = parameters(config, "dora", 1)[0] - parameters(config, "lora", 1)[0]
+    dora = METHODS[method].adapter == "dora"
     if gradient_checkpointing:
-        passing = (8 if dora else 5) * outputs // config.num_hidden_layers * tokens
+        passing = (8 if dora else 5) * d_out // config.num_hidden_layers * tokens
     else:
-        passing = (6 if dora else 2) * outputs * tokens
+        passing = (6 if dora else 2) * d_out * tokens
     wide, narrow = config.intermediate_size, config.hidden_size
     return passing + (16 * wide * narrow + 4 * max(wide, narrow) ** 2 if dora else 0)

@@ -1,87 +1,62 @@
-"""Constraints in; method, configuration, memory, cost, reasons and what would change the answer, out.
-
-The tree asks three questions. Does a step fit at all? May and can the base stay in 16 bits? Is DoRA wanted, and can it
-be had? `choose` is the tree, `recommend` puts its answer in words, and `tree_figure` draws it.
-"""
+"""Constraints in; method, configuration, memory, cost, reasons and what would change the answer, out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from dora_lesson.advisor import advice
-from dora_lesson.advisor.memory_fit import Fit, find_fit
-from dora_lesson.advisor.request import PACKED, Request, checked
+from dora_lesson.advisor import reasons, text
+from dora_lesson.advisor.changes import Change, find_changes
+from dora_lesson.advisor.findings import Finding
+from dora_lesson.advisor.memory_fit import TrainingSetup, find_setup
+from dora_lesson.advisor.request import Request, parse_request
 from dora_lesson.advisor.snippet import lora_config, snippet
-from dora_lesson.core import METHODS as ALL
+from dora_lesson.advisor.tree import choose, way
+from dora_lesson.core import METHODS
+from dora_lesson.memory.estimate import MemoryEstimate
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The answer. Print it.
 
-    `method` is LoRA, DoRA, QLoRA or QDoRA, or None where nothing can be recommended; then `r` is 0, `fit` None and
-    `config` and `snippet` are empty. `config` holds the arguments of PEFT's `LoraConfig`. `answers` are the tree's
-    questions, as far as they were asked, with yes or no.
+    `method` is LoRA, DoRA, QLoRA or QDoRA, or None where nothing can be recommended; then `r` is 0, `setup` None and
+    `config` and `snippet` are empty. `config` holds the arguments of PEFT's `LoraConfig`. `way` are the questions of
+    the tree that were asked, and the leaf; it is empty where the constraints alone leave no method.
     """
 
     request: Request
     method: str | None
-    fit: Fit | None
-    answers: dict[str, bool]
+    setup: TrainingSetup | None
+    way: list[str]
     config: dict[str, Any]
     snippet: str
-    cost: list[str]
-    reasons: list[str]
-    would_change: list[str]
+    cost: list[Finding]
+    reasons: list[Finding]
+    would_change: list[Change]
 
     @property
     def headline(self) -> str:
         """The method and the rank; DoRA is named with the method that it is to be run beside."""
-        beside = f", beside {self.method.replace('D', 'L')}" if self.method and "DoRA" in self.method else ""
-        return f"{self.method}, r = {self.r}{beside}" if self.fit else "Nothing to recommend"
+        return f"{self.method}, r = {self.r}{text.beside(self.method)}" if self.method else "Nothing to recommend"
+
+    @property
+    def changes_in_words(self) -> list[str]:
+        """`would_change` as sentences; changes of one kind share a sentence."""
+        return text.changes_in_words(self)
 
     @property
     def r(self) -> int:
         """The rank."""
-        return self.fit.r if self.fit else 0
+        return self.setup.r if self.setup else 0
 
     @property
-    def memory(self) -> Any:
-        """The `MemoryEstimate` of a training step with this course's layers; `fit.peak` adds what PEFT's take."""
-        return self.fit.expected if self.fit else None
+    def memory(self) -> MemoryEstimate | None:
+        """The memory of a training step with this course's layers; `setup.peak` adds what PEFT's take."""
+        return self.setup.estimate if self.setup else None
 
     def __str__(self) -> str:
-        asked = self.request
-        served = "beside a packed base" if asked.inference == "4-bit" else asked.inference
-        head = f"{asked.label} on {asked.vram_gb:g} GB, {asked.priority} first, served {served} ({asked.stack})"
-        if self.fit is None:
-            lines = [f"{self.headline}: {head}"]
-        else:
-            fit = self.fit
-            again = ", gradient checkpointing" if fit.gradient_checkpointing else ""
-            lines = [
-                f"{self.headline}: {head}",
-                f"  setting  {fit.batch_size} × {fit.sequence_length} tokens a pass, "
-                f"{fit.gradient_accumulation_steps} passes a step{again}",
-                f"  memory   {fit.peak / 1e9:.1f} GB at the peak with PEFT's layers "
-                f"({fit.expected.total / 1e9:.1f} with this course's), of {asked.room / 1e9:.1f} that may be "
-                "planned",
-            ]
-        for title, said in [("cost", self.cost), ("why", self.reasons), ("what would change it", self.would_change)]:
-            lines += [f"  {title}", *(f"    - {each}" for each in said)] if said else []
-        return "\n".join(lines)
-
-
-def choose(request: Request) -> str | None:
-    """The tree: lora, dora, qlora or qdora, or None where nothing can be had."""
-    if request.stack in PACKED and request.inference == "merged":
-        return None
-    wanted = request.priority == "quality" and request.inference == "merged"
-    sixteen = request.stack not in PACKED and request.inference != "4-bit" and request.priority != "memory"
-    tried = ["dora"] * (sixteen and wanted) + ["lora"] * sixteen
-    tried += ["qdora"] * (wanted and request.stack != "deepspeed") + ["qlora"]
-    return next((method for method in tried if request.least(method).peak <= request.room), None)
+        return text.in_words(self)
 
 
 def recommend(
@@ -97,9 +72,9 @@ def recommend(
     """Choose between LoRA, DoRA, QLoRA and QDoRA for one GPU.
 
     DoRA is named, as a candidate to be run beside LoRA, where quality is first, the adapter will be merged, the stack
-    takes it and a step of it fits: elsewhere its price is certain and its gain small or not shown
-    (`reasons.findings`). The base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is
-    first, it is served in 4 bits, or it came packed. `fitting.find_fit` chooses the setting.
+    takes it and a step of it fits: elsewhere its price is certain and its gain small or not shown (`findings`). The
+    base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is first, it is served in 4 bits,
+    or it came packed. `memory_fit.find_setup` chooses batch size and checkpointing.
 
     Args:
         vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it.
@@ -115,22 +90,21 @@ def recommend(
         ValueError: a value that is not among those.
         SetupError: the configuration of a model of the hub cannot be had.
     """
-    request = checked(vram_gb, model, priority, inference, stack, sequence_length, bfloat16)
+    return recommend_for(parse_request(vram_gb, model, priority, inference, stack, sequence_length, bfloat16))
+
+
+def recommend_for(request: Request) -> Recommendation:
+    """The recommendation for a request, such as one of `Recommendation.would_change`."""
     method = choose(request)
-    fit = method and find_fit(request.config, method, request.room, frugal=priority == "memory", **request.sizes)
-    instead = [*advice.would_change(request, method, choose)]
-    if not fit:
-        asked = {} if stack in PACKED and inference == "merged" else {"fits": False}
-        return Recommendation(request, None, None, asked, {}, "", [], [*advice.why_not(request)], instead)
-    dtype = "bfloat16" if bfloat16 else "float16"
+    setup = find_setup(request, method) if method else None
     return Recommendation(
         request=request,
-        method=ALL[fit.method].label,
-        fit=fit,
-        answers={"fits": True, "sixteen": fit.method[0] != "q", "dora": fit.method.endswith("dora")},
-        config=lora_config(fit),
-        snippet=snippet(fit, request.model_id, dtype, packed_already=stack in PACKED),
-        cost=[*advice.cost(request, fit)],
-        reasons=[*advice.why(request, fit)],
-        would_change=instead,
+        method=METHODS[method].label if method else None,
+        setup=setup,
+        way=way(request),
+        config=lora_config(setup) if setup else {},
+        snippet=snippet(request, setup) if setup else "",
+        cost=[*reasons.costs(request, setup)] if setup else [],
+        reasons=[*(reasons.reasons(request, setup) if setup else reasons.obstacles(request))],
+        would_change=find_changes(request),
     )

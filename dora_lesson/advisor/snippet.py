@@ -5,34 +5,32 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dora_lesson.advisor.memory_fit import Fit
+from dora_lesson.advisor.memory_fit import TrainingSetup
+from dora_lesson.advisor.request import Request
 
 LEARNING_RATE = 2e-4  # a start, for 1B and more; lesson 06 says how to tune it
 
 
-def lora_config(fit: Fit) -> dict[str, Any]:
+def lora_config(setup: TrainingSetup) -> dict[str, Any]:
     """The arguments of PEFT's `LoraConfig`: scaling 2, no dropout (PEFT's DoRA is faster without), all linears."""
     return {
-        "r": fit.r,
-        "lora_alpha": 2 * fit.r,
+        "r": setup.r,
+        "lora_alpha": 2 * setup.r,
         "lora_dropout": 0.0,
         "target_modules": "all-linear",
-        "use_dora": fit.method.endswith("dora"),
+        "use_dora": setup.is_dora,
         "task_type": "CAUSAL_LM",
     }
 
 
-def snippet(fit: Fit, model_id: str, dtype: str, packed_already: bool = False) -> str:
-    """A script that loads `model_id`, adds the adapter, prints what trains, and holds the trainer's arguments.
+def snippet(request: Request, setup: TrainingSetup) -> str:
+    """A script that loads the request's model, adds the adapter, prints what trains, and holds the trainer's arguments.
 
-    Args:
-        fit: the setting.
-        model_id: of the hub, or a folder.
-        dtype: bfloat16 or float16.
-        packed_already: whether the checkpoint is quantized itself, so that it carries its own configuration.
+    A base that came packed carries its own configuration, so the script gives it none.
     """
-    four_bit = fit.method.startswith("q") and not packed_already
-    kwargs = "\n".join(f"    {key}={_quoted(value)}," for key, value in lora_config(fit).items())
+    dtype = str(request.dtype).removeprefix("torch.")
+    four_bit = setup.four_bit and not request.packed
+    kwargs = "\n".join(f"    {key}={_quoted(value)}," for key, value in lora_config(setup).items())
     names = "AutoModelForCausalLM" + (", BitsAndBytesConfig" if four_bit else "") + ", TrainingArguments"
     packing = f"""
 packing = BitsAndBytesConfig(
@@ -42,7 +40,7 @@ packing = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.{dtype},
 )"""
     quantized = "\n    quantization_config=packing," if four_bit else ""
-    again = _checkpointing() if fit.gradient_checkpointing else ""
+    checkpointing = _checkpointing() if setup.gradient_checkpointing else ""
     scaled = "\n    fp16=torch.cuda.is_available(),  # scales the loss: gradients pass through float16"
     return f"""\
 import torch
@@ -50,7 +48,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import {names}
 {packing if four_bit else ""}
 model = AutoModelForCausalLM.from_pretrained(
-    "{model_id}",
+    "{request.model_id}",
     dtype=torch.{dtype},{quantized}
     device_map="auto",
 )
@@ -62,8 +60,8 @@ model.print_trainable_parameters()
 
 arguments = TrainingArguments(
     output_dir="adapter",
-    per_device_train_batch_size={fit.batch_size},
-    gradient_accumulation_steps={fit.gradient_accumulation_steps},{again}
+    per_device_train_batch_size={setup.batch_size},
+    gradient_accumulation_steps={setup.gradient_accumulation_steps},{checkpointing}
     learning_rate={LEARNING_RATE:g},  # try a third and three times as much before you judge
     warmup_steps=20,
     num_train_epochs=1,{scaled if dtype == "float16" else ""}

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from dora_lesson.advisor.recommend import recommend
 from dora_lesson.advisor.request import INFERENCE, PRIORITIES, STACKS
-from dora_lesson.advisor.tree import decision_tree
 from dora_lesson.checks.quiz import QUESTIONS, Question
 from dora_lesson.lesson import plots
+from dora_lesson.lesson.tree_figure import decision_tree
 from dora_lesson.models.shapes import SHAPES
 
 
@@ -68,7 +68,7 @@ class Advisor(LiveFigure):
     """The advisor with a slider for the card and menus for the rest: the tree, then the answer in words."""
 
     def __init__(self) -> None:
-        self.said = ipywidgets.HTML()
+        self.words = ipywidgets.HTML()
         super().__init__(
             self._drawn,
             vram_gb=ipywidgets.IntSlider(value=12, min=4, max=96, description="GPU, GB", continuous_update=False),
@@ -77,12 +77,12 @@ class Advisor(LiveFigure):
             inference=_menu("served", INFERENCE, "merged"),
             stack=_menu("stack", STACKS, "peft"),
         )
-        self.children = [*self.sliders.values(), self.picture, self.said]
+        self.children = [*self.sliders.values(), self.picture, self.words]
 
-    def _drawn(self, **asked: Any) -> tuple[Figure, str]:
-        self.found = recommend(**asked)
-        self.said.value = _block(f"{self.found}\n\n{self.found.snippet}")
-        return decision_tree(self.found)
+    def _drawn(self, **constraints: Any) -> tuple[Figure, str]:
+        self.recommendation = recommend(**constraints)
+        self.words.value = _block(f"{self.recommendation}\n\n{self.recommendation.snippet}")
+        return decision_tree(self.recommendation)
 
     def __repr__(self) -> str:
         return "The advisor, live: run this cell in JupyterLab or Colab to change it. A static twin stands below."

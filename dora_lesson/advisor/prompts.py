@@ -1,0 +1,57 @@
+"""Prompts for an AI assistant that carry the reader's own numbers; their texts are in `data/advisor/prompts.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from dora_lesson.advisor.interpret import Scores, interpret, parse_scores
+from dora_lesson.advisor.recommend import Recommendation
+from dora_lesson.core import DATA
+
+
+def prompts(
+    a: Scores,
+    b: Scores,
+    recommendation: Recommendation,
+    *,
+    items: int,
+    task: str = "a task assistant that replies in one persona and ends in a JSON call",
+    chats: int = 607,
+    names: tuple[str, str] = ("LoRA", "DoRA"),
+) -> dict[str, str]:
+    """Three prompts for an AI assistant, with the reader's own numbers; the title of each says what it trains.
+
+    Args:
+        a, b, items, names: as in `interpret`.
+        recommendation: of `recommend`.
+        task: what is fine-tuned for, in a few words.
+        chats: how many there are to train on.
+
+    Raises:
+        ValueError: as in `interpret`.
+    """
+    templates = yaml.safe_load((DATA / "advisor" / "prompts.yaml").read_text(encoding="utf-8"))
+    fields = {
+        "a": names[0],
+        "b": names[1],
+        "results": "\n".join(f"- {sentence}" for sentence in interpret(a, b, items=items, names=names)),
+        "table": _table(parse_scores(a), parse_scores(b), names),
+        "items": items,
+        "task": task,
+        "chats": chats,
+        "request": recommendation.request,
+        "with_or_without": "with" if recommendation.request.bfloat16 else "without",
+        "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",
+        "configuration": recommendation.snippet or "(none)",
+    }
+    return {title: template.format(**fields) for title, template in templates.items()}
+
+
+def _table(a: Scores, b: Scores, names: tuple[str, str]) -> str:
+    def cell(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.2f}" for value in values)
+
+    head = f"| one value a seed | {names[0]} | {names[1]} |\n| --- | --- | --- |"
+    return "\n".join([head, *(f"| {score} | {cell(a[score])} | {cell(b[score])} |" for score in a)])

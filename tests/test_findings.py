@@ -1,0 +1,110 @@
+"""Every finding has its evidence or is marked as opinion; findings from records say what the records say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from scipy import stats
+
+from dora_lesson import load_published, load_record
+from dora_lesson.advisor import findings
+from dora_lesson.evidence.records import load_runs
+
+
+def test_every_finding_has_a_kind_and_a_source_or_is_an_opinion() -> None:
+    known = findings.findings()
+    assert len({finding.name for finding in known}) == len(known)
+    for finding in known:
+        assert finding.kind in findings.KINDS
+        assert bool(finding.source) == (finding.kind != "opinion"), finding.name
+        assert finding.text.endswith(".") and "{" not in finding.text and finding.kind in str(finding)
+    assert {finding.side for finding in known} == {"dora", "lora", "either"}
+    assert {finding.kind for finding in known} == {*findings.KINDS}
+
+
+@pytest.mark.parametrize(("record", "pair"), [("short", ("lora", "dora")), ("four_bit", ("qlora", "qdora"))])
+@pytest.mark.parametrize("what", ["persona_consistency", "task_accuracy"])
+def test_measured_findings_follow_the_record(record: str, pair: tuple[str, str], what: str) -> None:
+    """Seed by seed, and judged by scipy's paired t test."""
+    runs = {(run["method"], run["seed"]): run["scores"][what] for run in load_record(record)["runs"]}
+    seeds = [seed for method, seed in runs if method == pair[0]]
+    a, b = ([runs[method, seed] for seed in seeds] for method in pair)
+    expected = stats.ttest_rel(b, a)
+    low, high = expected.confidence_interval()
+    finding = findings.finding(f"{record}, {what}")
+    assert f": {sum(b) / len(b) - sum(a) / len(a):+.3f} (95 % interval {low:+.3f} to {high:+.3f}" in finding.text
+    assert (finding.side == "either") == ("no difference shown" in finding.text) == (expected.pvalue > 0.05)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_record_that_shows_a_difference_is_told_as_one(shuffled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order the runs stand: the seeds differ by more than the methods, so only pairs can show it."""
+    runs = [
+        {
+            "method": method,
+            "seed": seed,
+            "steps": 30,
+            "scores": {"persona_consistency": base + 3 * seed + seed / 100, "task_accuracy": base / 10},
+        }
+        for method, base in [("lora", 1.0), ("dora", 2.0), ("qlora", 2.0), ("qdora", 1.0)]
+        for seed in ((2, 0, 1) if shuffled and method in ("dora", "qlora") else (0, 1, 2))
+    ]
+    monkeypatch.setattr(findings, "load_record", lambda name: {"runs": runs})
+    measured = {finding.name: finding for finding in findings._seeds()}
+    assert (
+        measured["short, persona_consistency"].side == "dora"
+        and measured["four_bit, persona_consistency"].side == "lora"
+    )
+    assert "30 steps" in measured["short, persona_consistency"].text
+    assert "zero is outside" in measured["short, persona_consistency"].text
+
+
+def test_the_sweep_s_findings_name_every_setting_that_both_methods_ran_at() -> None:
+    runs = load_runs("sweep")
+    for name, methods in [("sweep", ("lora", "dora")), ("sweep, 4 bits", ("qlora", "qdora"))]:
+        text = findings.finding(name).text
+        ranks = {run["config"]["r"] for run in runs if run["config"]["method"] in methods}
+        assert {int(r) for r in re.findall(r"r = (\d+)", text)} == ranks
+    assert "r = 4: -0.0034 (-0.0046 to -0.0027)" in findings.finding("sweep").text
+    assert "at 0.004 for both -0.0063 (-0.0106 to -0.0025)" in findings.finding("sweep").text
+    assert "at 0.008 for both -0.0077 (-0.0181 to +0.0014)" in findings.finding("sweep").text
+    packed = findings.finding("sweep, 4 bits")
+    for setting in (
+        "r = 8: -0.0016",
+        "r = 64 with lora_alpha = 16 at one rate: -0.0078 (-0.0092 to -0.0070)",
+        "r = 64 with lora_alpha = 64 at one rate: +0.0049",
+    ):
+        assert setting in packed.text
+    assert "Zero is outside 1 of 3." in packed.text  # which the quiz repeats
+    assert "+0.0777" in findings.finding("cost of 4 bits").text
+
+
+def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, numbers in [
+        ("low rank", ["77.9", "40.7", "77.5", "70.9", "53.6 to 62.7"]),
+        ("published gains", ["1.0 to 4.4"]),
+        ("QDoRA gains", ["0.19 and 0.24"]),
+        ("training time", ["26 %", "10 %", "20 % longer to 2 times"]),
+        ("unmerged cost", ["139 %", "17 %", "41 %"]),
+        ("tuned rates", ["1 to 2 %"]),
+    ]:
+        finding = findings.finding(name)
+        assert all(number in finding.text for number in numbers), finding.text
+        assert "https://" in finding.source
+    changed = {"peft_record/MetaMathQA/DoRA/more time %": 5, "ranks/run again/DoRA/16": [3, 1, 2]}
+    monkeypatch.setattr(findings, "load_published", lambda path: changed.get(path) or load_published(path))
+    fresh = {finding.name: finding for finding in findings._published.__wrapped__()}
+    assert "took 5 % longer" in fresh["training time"].text
+    assert "re-ran DoRA at rank 16 got 1 to 3." in fresh["low rank"].text
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="name is 'speed', but one of these findings is expected: short, persona"):
+        findings.finding("speed")
+
+
+def test_a_rule_carries_its_numbers_and_no_evidence() -> None:
+    rule = findings.rule("memory first", packed=1.04, weights=2.47)
+    assert str(rule) == rule.text == "memory is first, and in 4 bits the weights take 1.0 GB in place of 2.5"
+    assert rule.kind == "rule" and rule not in findings.findings()

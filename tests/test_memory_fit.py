@@ -1,0 +1,88 @@
+"""What is said to fit does, with PEFT's layers, as measured on a step; and the order in which setups are tried."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig
+
+from dora_lesson import measure_peak_memory
+from dora_lesson.advisor import memory_fit
+from dora_lesson.advisor.request import Request, parse_request
+from dora_lesson.memory.timing import random_llama
+
+SMALL = LlamaConfig(
+    hidden_size=256, intermediate_size=896, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=3,
+    vocab_size=500, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def request(model: Any, priority: str, sequence_length: int = 512) -> Request:
+    return parse_request(8, model, priority, "merged", "peft", sequence_length, True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "qdora"])
+def test_a_measured_step_of_peft_takes_the_estimated_bytes(method: str, checkpointing: bool) -> None:
+    four_bit = method.startswith("q")
+    model = random_llama(SMALL, four_bit=four_bit, dtype=torch.bfloat16, device=torch.device("cpu"))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", use_dora=method.endswith("dora"))
+    model = get_peft_model(model, config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    tokens = torch.zeros(1, 192, dtype=torch.long)
+
+    def step() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    peak = measure_peak_memory(step, model, optimizer)
+    setup = memory_fit.training_setup(request(SMALL, "memory", 192), method, 1, checkpointing)
+    assert (setup.r, setup.trained) == (8, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    gradients = setup.estimate.parts["gradients"]  # counted beside activations, as accumulated passes have them
+    assert setup.peak - gradients <= 1.10 * peak.total
+    assert setup.peak >= 0.97 * peak.total  # never less than it takes, within 3 %
+
+
+def test_room_and_the_card_it_needs_are_inverse() -> None:
+    for gb in (6, 14.2, 15, 80):
+        assert memory_fit.needed_gb(memory_fit.usable_bytes(gb)) == pytest.approx(gb)
+    assert (
+        memory_fit.usable_bytes(15) < 14e9
+        and memory_fit.usable_bytes(10) == 9e9
+        and memory_fit.usable_bytes(100) == 93e9
+    )
+
+
+def test_setups_are_tried_without_checkpointing_first_and_the_larger_batch_first() -> None:
+    asked = request("llama-3.2-1b", "quality")
+    plain, checkpointed = (
+        {size: memory_fit.training_setup(asked, "lora", size, checkpointing).peak for size in memory_fit.BATCHES}
+        for checkpointing in (False, True)
+    )
+
+    def found(peak: int, priority: str = "quality") -> tuple[int, bool] | None:
+        card = replace(asked, vram_gb=memory_fit.needed_gb(peak), priority=priority)
+        setup = memory_fit.find_setup(card, "lora")
+        if setup is None:
+            return None
+        assert setup.peak <= memory_fit.usable_bytes(card.vram_gb)
+        assert setup.batch_size * setup.gradient_accumulation_steps == memory_fit.EFFECTIVE_BATCH
+        return setup.batch_size, setup.gradient_checkpointing
+
+    more, less = 1000, -1000  # bytes: needed_gb rounds
+    assert found(plain[8] + more) == (8, False)
+    assert found(plain[8] + less) == (4, False)
+    assert checkpointed[2] < plain[1] and found(plain[1] + more) == (1, False)
+    assert found(plain[1] + less) == (2, True) or checkpointed[4] < plain[1]
+    assert found(checkpointed[1] + more) == (1, True)
+    assert found(checkpointed[1] + less) is None
+    assert found(plain[8] + more, "memory") == (1, True)

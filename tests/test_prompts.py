@@ -1,0 +1,31 @@
+"""The prompts for an assistant carry the reader's own numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dora_lesson import recommend
+from dora_lesson.advisor.prompts import prompts
+from tests.test_interpret import ONE
+
+
+def test_the_three_prompts_carry_the_readers_numbers() -> None:
+    found = prompts(*ONE, recommend(12, "llama-3.1-8b"), items=204, task="a polite librarian", chats=333)
+    assert [*found] == ["Understand the decomposition", "Configure for my case", "Compare my training runs"]
+    understand, configure, compare = found.values()
+    assert "+0.40" in understand
+    for part in (
+        "12 GB",
+        "a polite librarian",
+        "333 chats",
+        "says QDoRA, r = 16, beside QLoRA",
+        "use_dora=True",
+        "quality",
+    ):
+        assert part in configure
+    assert "| task accuracy | 0.40 | 0.44 |" in compare and "204 held-out" in compare and "no interval" in compare
+    typed = {name: [str(value) for value in values] for name, values in ONE[0].items()}
+    options: dict[str, Any] = {"items": 204, "task": "a polite librarian", "chats": 333}
+    assert prompts(typed, ONE[1], recommend(12, "llama-3.1-8b"), **options) == found  # type: ignore[arg-type]
+    nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
+    assert "none: nothing fits" in nothing["Configure for my case"]
