@@ -10,6 +10,7 @@ from dora_lesson import recommend, widgets
 from dora_lesson.advisor.tree import NOTHING_FITS
 from dora_lesson.advisor.tree import QUESTIONS as TREE
 from dora_lesson.checks.quiz import QUESTIONS
+from dora_lesson.checks.quiz import quiz as make_quiz
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.lesson.tree_figure import PLACES, decision_tree
 
@@ -52,7 +53,7 @@ def test_the_advisor_follows_its_slider_and_menus() -> None:
 
 
 def test_the_quiz_counts_what_is_right_and_explains_every_answer() -> None:
-    quiz = widgets.quiz()
+    quiz = make_quiz()
     assert "0 of 8" in quiz.score.value
     for asked, question in zip(quiz.asked, QUESTIONS, strict=True):
         for option, why in question.options.items():

@@ -24,6 +24,7 @@ import ipywidgets
 import pytest
 
 from dora_lesson import widgets
+from dora_lesson.checks.quiz import QUESTIONS, quiz
 from tests import form
 from tests.conftest import ROOT
 from tools import notebooks
@@ -259,7 +260,7 @@ def calls(notebook: Any) -> dict[str, list[str]]:
 def test_controls_are_found_inside_widgets() -> None:
     assert controls(widgets.length_and_angle()) == [".noUi-handle"] * 2
     assert sorted(set(controls(widgets.advisor()))) == [".noUi-handle", "select"]
-    assert len(controls(widgets.quiz())) == len(widgets.QUESTIONS)
+    assert len(controls(quiz())) == len(QUESTIONS)
 
 
 def in_each_run(path: Path) -> bool:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from dora_lesson.checks.runner import Wrong, call, expect, expect_number, verdict
-
-
-def scaling(attempt: Callable[[float, int], Any]) -> Callable[[float, int], Any]:
-    """Check `my_scaling(lora_alpha, r) -> lora_alpha / r` and return it, or the course's own version."""
-    return verdict(attempt, _examine, _scaling, "lora_alpha / r, the scaling that PEFT and this course use.")
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number
 
 
 def _scaling(lora_alpha: float, r: int) -> float:
     return lora_alpha / r
 
 
-def _examine(attempt: Callable[[float, int], Any]) -> None:
+@check(_scaling, "lora_alpha / r, the scaling that PEFT and this course use.")
+def scaling(attempt: Attempt) -> None:
+    """Check `my_scaling(lora_alpha, r) -> lora_alpha / r`."""
     for lora_alpha, r in [(16, 8), (8, 32), (3.0, 4), (10, 4)]:
         value = expect_number(call(attempt, lora_alpha, r), "what it gives")
         slips = [

@@ -14,59 +14,21 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dora_lesson.adapters import geometry
-from dora_lesson.checks.runner import Wrong, call, close, expect, expect_tensor, plain, verdict
+from dora_lesson.checks.runner import Attempt, Suspects, Wrong, blame, call, check, close, expect, expect_tensor, plain
 
 Pair = tuple[Tensor, Tensor]
-Suspects = list[tuple[Tensor, str]]
-
-
-def decompose(attempt: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Check `my_decompose(W) -> (m, V)` and return it if it is right, else `geometry.decompose`."""
-    return verdict(
-        attempt,
-        _examine_decompose,
-        geometry.decompose,
-        "m holds one length per row, the rows of V have length 1, and a row of zeros stays a row of zeros.",
-    )
-
-
-def recompose(attempt: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """Check `my_recompose(m, V) -> W` and return it if it is right, else `geometry.recompose`."""
-    return verdict(
-        attempt, _examine_recompose, geometry.recompose, "row i is m[i] times row i of V, whatever the shape."
-    )
-
-
-def magnitude_change(attempt: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """Check `my_magnitude_change(W0, W1)` and return it if it is right, else `geometry.magnitude_change`."""
-    return verdict(
-        attempt,
-        lambda function: _examine_change(function, geometry.magnitude_change, _suspect_magnitude_changes),
-        geometry.magnitude_change,
-        "the mean over the rows of how far each length moved, up or down.",
-    )
-
-
-def direction_change(attempt: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """Check `my_direction_change(W0, W1)` and return it if it is right, else `geometry.direction_change`."""
-    return verdict(
-        attempt,
-        lambda function: _examine_change(function, geometry.direction_change, _suspect_direction_changes),
-        geometry.direction_change,
-        "the mean over the rows of 1 - cos, 0 for a row that only grew.",
-    )
 
 
 def _random(seed: int, d_out: int, d_in: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def _blame(value: Tensor, suspects: Suspects) -> None:
-    for suspect, message in suspects:
-        expect(not close(value, suspect), message)
-
-
-def _examine_decompose(attempt: Callable[[Tensor], Any]) -> None:
+@check(
+    geometry.decompose,
+    "m holds one length per row, the rows of V have length 1, and a row of zeros stays a row of zeros.",
+)
+def decompose(attempt: Attempt) -> None:
+    """Check `my_decompose(W) -> (m, V)`."""
     for W in (_random(0, 4, 4), _random(1, 5, 3), _random(2, 3, 7), _random(3, 6, 2, torch.float64)):
         _examine_one_split(W, *_two_parts(call(attempt, W), W))
     W = _random(4, 4, 3, torch.float64)
@@ -116,7 +78,7 @@ def _examine_one_split(W: Tensor, m: Tensor, V: Tensor) -> None:
     rows, columns = W.norm(dim=1), W.norm(dim=0)
     right_m, right_V = geometry.decompose(W)
     if not close(m, right_m):
-        _blame(
+        blame(
             m,
             [
                 (columns, "m holds the lengths of the columns (dim=0); take the norm over dim=1, along each row."),
@@ -145,14 +107,16 @@ def _examine_one_split(W: Tensor, m: Tensor, V: Tensor) -> None:
                 (W / rows, luck + "and no error warns you; write m[:, None], or keepdim=True in the norm."),
                 (right_V.T, "V is transposed; keep the rows of W as rows."),
             ]
-        _blame(V, suspects)
+        blame(V, suspects)
         raise Wrong(
             f"row 0 of V has length {V[0].norm().item():.4f} or points elsewhere than row 0 of W; "
             "divide each row of W by its own length."
         )
 
 
-def _examine_recompose(attempt: Callable[[Tensor, Tensor], Any]) -> None:
+@check(geometry.recompose, "row i is m[i] times row i of V, whatever the shape.")
+def recompose(attempt: Attempt) -> None:
+    """Check `my_recompose(m, V) -> W`."""
     for seed, (d_out, d_in) in enumerate([(4, 4), (5, 3), (3, 7), (6, 2)]):
         dtype = torch.float32 if d_out != 6 else torch.float64
         m, V = geometry.decompose(3 * _random(seed, d_out, d_in, dtype))
@@ -177,7 +141,7 @@ def _examine_recompose(attempt: Callable[[Tensor, Tensor], Any]) -> None:
                 (m + V, "W is m plus V; magnitude and direction multiply, they do not add."),
                 ((m[:, None] * V).T, "W is transposed; keep the rows of V as rows."),
             ]
-        _blame(W, suspects)
+        blame(W, suspects)
         raise Wrong(
             f"row 0 of W has length {W[0].norm().item():.4f}, but m[0] is {m[0].item():.4f}; "
             "multiply row i of V by m[i]."
@@ -196,7 +160,7 @@ def _examine_change(
         W1[0] *= 0.3  # one row shrinks, so that a missing abs shows
         value = _one_number(call(attempt, W0, W1), W0, W1)
         if not close(value, reference(W0, W1)):
-            _blame(value, suspects(W0, W1))
+            blame(value, suspects(W0, W1))
             raise Wrong(
                 f"for two {d_out} x {d_in} matrices it gives {value.item():.4f}, but {reference(W0, W1).item():.4f} "
                 "is right; check the norms (dim=1) and the mean over the rows."
@@ -283,3 +247,15 @@ def _suspect_direction_changes(W0: Tensor, W1: Tensor) -> Suspects:
         ((1 - dot / W1.norm(dim=1)).mean(), lengths),
         ((1 - dot / (W0.norm() * W1.norm())).mean(), "it divides by the lengths of the whole matrices; use dim=1."),
     ]
+
+
+@check(geometry.magnitude_change, "the mean over the rows of how far each length moved, up or down.")
+def magnitude_change(attempt: Attempt) -> None:
+    """Check `my_magnitude_change(W0, W1)`."""
+    _examine_change(attempt, geometry.magnitude_change, _suspect_magnitude_changes)
+
+
+@check(geometry.direction_change, "the mean over the rows of 1 - cos, 0 for a row that only grew.")
+def direction_change(attempt: Attempt) -> None:
+    """Check `my_direction_change(W0, W1)`."""
+    _examine_change(attempt, geometry.direction_change, _suspect_direction_changes)

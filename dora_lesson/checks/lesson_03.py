@@ -6,38 +6,13 @@ As in lesson 01 a square case comes first: there a slip of axis or of shape rais
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dora_lesson.checks.runner import Wrong, call, close, expect, expect_tensor, verdict
+from dora_lesson.checks.runner import Attempt, Suspects, Wrong, blame, call, check, close, expect, expect_tensor
 from dora_lesson.memory.tracking import largest_temporary
-
-Attempt = Callable[..., Any]
-Suspects = list[tuple[Callable[[], Tensor], str]]
-
-
-def dora_forward(attempt: Attempt) -> Attempt:
-    """Check `my_dora_forward(x, W, bias, A, B, m, lora_alpha) -> y` and return it, or the course's own version."""
-    return verdict(
-        attempt,
-        _examine_forward,
-        _forward,
-        "outputs and the gradients of A, B and m are those of a DoRA layer with a detached norm.",
-    )
-
-
-def merged_weight(attempt: Attempt) -> Attempt:
-    """Check `my_merged_weight(W, A, B, m, scaling) -> W_merged` and return it, or the course's own version."""
-    return verdict(attempt, _examine_merged, _merged, "a plain linear layer with this weight is the DoRA layer.")
-
-
-def factored_norm(attempt: Attempt) -> Attempt:
-    """Check `my_factored_norm(W, W_squared, A, B, scaling) -> norm` and return it, or the course's own version."""
-    return verdict(attempt, _examine_norm, _norm, "the norm of every row of V, and no matrix of W's size was made.")
-
 
 # The course's own versions: plain, as the lesson writes them.
 
@@ -71,16 +46,9 @@ def _length(T: Tensor) -> Tensor:
     return T.norm(dim=1, keepdim=True)
 
 
-def _blame(value: Tensor, suspects: Suspects) -> None:
-    for suspect, message in suspects:
-        try:
-            same = close(value, suspect())
-        except RuntimeError:  # on this shape the slip does not even run
-            same = False
-        expect(not same, message)
-
-
-def _examine_forward(attempt: Attempt) -> None:
+@check(_forward, "outputs and the gradients of A, B and m are those of a DoRA layer with a detached norm.")
+def dora_forward(attempt: Attempt) -> None:
+    """Check `my_dora_forward(x, W, bias, A, B, m, lora_alpha) -> y`."""
     for (d_out, d_in, r), lora_alpha, leading in [
         ((4, 4, 2), 6.0, (4,)),
         ((5, 3, 2), 5.0, (6,)),
@@ -93,7 +61,7 @@ def _examine_forward(attempt: Attempt) -> None:
         y = call(attempt, x, W, bias, A, B, m, lora_alpha)
         y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
         with torch.no_grad():
-            _blame(y, _suspect_forwards(x, W, bias, A, B, m, lora_alpha))
+            blame(y, _suspect_forwards(x, W, bias, A, B, m, lora_alpha))
         expected = _forward(x, W, bias, A, B, m, lora_alpha)
         _expect_value(y, expected, "y", "print V, its norm and m / norm for a small case, one by one.")
         _examine_gradients(y, expected, dy, {"A": A, "B": B, "m": m}, W, lora_alpha / r, x)
@@ -186,7 +154,9 @@ def _expect_value(value: Tensor, expected: Tensor, what: str, advice: str) -> No
         raise Wrong(f"{what} is off by up to {off:.2g} and matches no slip that this check knows; {advice}")
 
 
-def _examine_merged(attempt: Attempt) -> None:
+@check(_merged, "a plain linear layer with this weight is the DoRA layer.")
+def merged_weight(attempt: Attempt) -> None:
+    """Check `my_merged_weight(W, A, B, m, scaling) -> W_merged`."""
     for (d_out, d_in, r), scaling in [((4, 4, 2), 2.5), ((5, 3, 2), 0.5), ((3, 6, 3), 4)]:
         W, _, A, B, m = _case(d_out, d_in, r, seed=10 + d_out)
         _examine_one_merge(attempt, W, A, B, m, scaling)
@@ -211,11 +181,13 @@ def _examine_one_merge(attempt: Attempt, W: Tensor, A: Tensor, B: Tensor, m: Ten
         (lambda: row * W / _length(V), "the norm is that of V, but W stands above it; V stands there too."),
         (lambda: W + row * V / _length(V), "the merged weight is added to W; it takes W's place."),
     ]
-    _blame(merged, slips)
+    blame(merged, slips)
     _expect_value(merged, _merged(W, A, B, m, scaling), "the merged weight", "compare your V with W + scaling * BA.")
 
 
-def _examine_norm(attempt: Attempt) -> None:
+@check(_norm, "the norm of every row of V, and no matrix of W's size was made.")
+def factored_norm(attempt: Attempt) -> None:
+    """Check `my_factored_norm(W, W_squared, A, B, scaling) -> norm`."""
     for (d_out, d_in, r), scaling in [((6, 6, 2), 0.3), ((48, 40, 3), 0.7)]:
         W, _, A, B, _ = _case(d_out, d_in, r, seed=20 + d_out)
         _examine_one_norm(attempt, W, W.square().sum(dim=1), A, B, scaling)
@@ -245,5 +217,5 @@ def _examine_one_norm(attempt: Attempt, W: Tensor, W2: Tensor, A: Tensor, B: Ten
         (lambda: root(W2**2 + 2 * s * crossed + s * s * update), "W_squared holds ‖W‖² and is squared again."),
         (lambda: (W + s * B @ A).norm(dim=0), "this is the norm along dim=0, one per input; take one per output."),
     ]
-    _blame(norm, slips)
+    blame(norm, slips)
     _expect_value(norm, root(right), "the norm", "print the three terms, each of shape (d_out,), one by one.")

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from dora_lesson.adapters.report import adapter_report
-from dora_lesson.checks.runner import call, expect, plain, verdict
+from dora_lesson.checks.runner import Attempt, call, check, expect, plain
 
-Attempt = Callable[..., Any]
 BUDGET = 900_000
 SHAPE: dict[str, Any] = {  # the bundled Llama's, without its weights
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
-
-
-def budget_config(attempt: Attempt) -> Attempt:
-    """Check `my_budget_config() -> LoraConfig` and return it, or the course's own version."""
-    return verdict(attempt, _examine_config, _config, f"DoRA on q_proj and v_proj within {BUDGET:,} parameters.")
-
-
-def is_dora(attempt: Attempt) -> Attempt:
-    """Check `my_is_dora(model) -> bool` and return it, or the course's own version."""
-    return verdict(attempt, _examine_is_dora, _is_dora, "every adapted layer is asked for a magnitude that trains.")
-
-
-def merged_copy(attempt: Attempt) -> Attempt:
-    """Check `my_merged_copy(model) -> model` and return it, or the course's own version."""
-    return verdict(attempt, _examine_merge, _merged_copy, "a plain model, the same logits, and the adapter untouched.")
 
 
 # The course's own versions.
@@ -54,7 +37,9 @@ def _merged_copy(model: nn.Module) -> Any:
     return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
 
 
-def _examine_config(attempt: Attempt) -> None:
+@check(_config, f"DoRA on q_proj and v_proj within {BUDGET:,} parameters.")
+def budget_config(attempt: Attempt) -> None:
+    """Check `my_budget_config() -> LoraConfig`."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,7 +72,9 @@ def _examine_config(attempt: Attempt) -> None:
     )
 
 
-def _examine_is_dora(attempt: Attempt) -> None:
+@check(_is_dora, "every adapted layer is asked for a magnitude that trains.")
+def is_dora(attempt: Attempt) -> None:
+    """Check `my_is_dora(model) -> bool`."""
     cases = [
         (_small(True), True, "a DoRA model is not recognised; look for lora_magnitude_vector in the layers."),
         (
@@ -111,7 +98,9 @@ def _examine_is_dora(attempt: Attempt) -> None:
         expect(said == right, message)
 
 
-def _examine_merge(attempt: Attempt) -> None:
+@check(_merged_copy, "a plain model, the same logits, and the adapter untouched.")
+def merged_copy(attempt: Attempt) -> None:
+    """Check `my_merged_copy(model) -> model`."""
     model = _small(True).eval()
     torch.manual_seed(1)
     with torch.no_grad():

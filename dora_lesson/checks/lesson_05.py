@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dora_lesson.adapters.layers import DoRALinear, LoRALinear
-from dora_lesson.checks.runner import Wrong, call, expect, expect_number, expect_tensor, is_whole, plain, verdict
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, expect_tensor, is_whole, plain
 from dora_lesson.memory.estimate import estimate
 from dora_lesson.models.shapes import llama_config
 
-Attempt = Callable[..., Any]
 ROOM = 14e9  # bytes of a T4's 15 GB that may be planned
 TOKENS = 4096  # of a pass, at least
 LONGEST = 512  # tokens of the longest chat
 ANSWERS = ("DoRA", "no magnitude", "frozen", "not in the optimizer")
-
-
-def nf4_block(attempt: Attempt) -> Attempt:
-    """Check `my_nf4_block(w, levels) -> (codes, scale)` and return it, or the course's own version."""
-    return verdict(attempt, _examine_block, _nf4_block, "the scale and all codes are those of bitsandbytes.")
-
-
-def qdora_bytes(attempt: Attempt) -> Attempt:
-    """Check `my_qdora_bytes(P, Q, N) -> bytes` and return it, or the course's own version."""
-    return verdict(attempt, _examine_bytes, _qdora_bytes, "every part is there, in bytes.")
-
-
-def why_not_dora(attempt: Attempt) -> Attempt:
-    """Check `my_why_not_dora(model, optimizer) -> str` and return it, or the course's own version."""
-    return verdict(attempt, _examine_why, _why_not_dora, "three ways of not being DoRA, each told from the others.")
-
-
-def t4_setting(attempt: Attempt) -> Attempt:
-    """Check `my_t4_setting() -> dict` and return it, or the course's own version."""
-    return verdict(attempt, _examine_setting, _t4_setting, f"it fits in {ROOM / 1e9:.0f} GB with {TOKENS:,} tokens.")
 
 
 # The course's own versions.
@@ -72,7 +50,9 @@ def _t4_setting() -> dict[str, Any]:
 # How they are examined.
 
 
-def _examine_block(attempt: Attempt) -> None:
+@check(_nf4_block, "the scale and all codes are those of bitsandbytes.")
+def nf4_block(attempt: Attempt) -> None:
+    """Check `my_nf4_block(w, levels) -> (codes, scale)`."""
     from bitsandbytes.functional import get_4bit_type, quantize_4bit
 
     levels = get_4bit_type("nf4", device="cpu")
@@ -99,7 +79,9 @@ def _examine_block(attempt: Attempt) -> None:
         expect(wrong == 0, f"{wrong} of 64 codes are not the nearest level's; compare w / scale with every level.")
 
 
-def _examine_bytes(attempt: Attempt) -> None:
+@check(_qdora_bytes, "every part is there, in bytes.")
+def qdora_bytes(attempt: Attempt) -> None:
+    """Check `my_qdora_bytes(P, Q, N) -> bytes`."""
     sizes = [(8_030_261_248, 6_979_321_856, 43_319_296), (134_515_008, 106_168_320, 5_040_000)]
     for P, Q, N in sizes:
         said = expect_number(call(attempt, P, Q, N), "what comes back, a number of bytes,")
@@ -121,7 +103,9 @@ def _examine_bytes(attempt: Attempt) -> None:
         expect(abs(off) < 1e-3, f"for P={P:,} it says {said / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part.")
 
 
-def _examine_why(attempt: Attempt) -> None:
+@check(_why_not_dora, "three ways of not being DoRA, each told from the others.")
+def why_not_dora(attempt: Attempt) -> None:
+    """Check `my_why_not_dora(model, optimizer) -> str`."""
     messages = {
         "DoRA": "a run whose magnitudes train is not called DoRA.",
         "no magnitude": "LoRA layers are not recognised; no name holds 'magnitude' there.",
@@ -163,7 +147,9 @@ def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
     return [*runs, ("DoRA", model, torch.optim.AdamW(groups))]
 
 
-def _examine_setting(attempt: Attempt) -> None:
+@check(_t4_setting, f"it fits in {ROOM / 1e9:.0f} GB with {TOKENS:,} tokens.")
+def t4_setting(attempt: Attempt) -> None:
+    """Check `my_t4_setting() -> dict`."""
     setting = call(attempt)
     expect(isinstance(setting, dict), f"a {type(setting).__name__} comes back; return a dict.")
     wanted = ("batch_size", "sequence_length", "gradient_checkpointing")

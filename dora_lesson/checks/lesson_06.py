@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from dora_lesson.checks.runner import Wrong, call, expect, is_whole, plain, verdict
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, is_whole, plain
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.stats import detectable, paired_difference
 
-Attempt = Callable[..., Any]
 SAID = ("higher", "lower", "cannot tell")
 # Claims of which more than one verdict can be defended, with those beside our own.
 ALSO = {
@@ -25,26 +24,6 @@ ALSO = {
     "beats full": {"depends", "overstated"},
     "the call": {"wrong"},
 }
-
-
-def noise(attempt: Attempt) -> Attempt:
-    """Check `my_noise(a, b) -> "higher", "lower" or "cannot tell"` and return it, or the course's own version."""
-    return verdict(attempt, _examine_noise, _noise, "one pair is none, and five are told by their differences.")
-
-
-def enough(attempt: Attempt) -> Attempt:
-    """Check `my_enough(spread, difference, minutes, budget) -> seeds or 0` and return it, or the course's own."""
-    return verdict(attempt, _examine_enough, _enough, "no seed too many, none too few, and 0 where time is short.")
-
-
-def confounds(attempt: Attempt) -> Attempt:
-    """Check `my_confounds(a, b) -> set of names` and return it, or the course's own version."""
-    return verdict(attempt, _examine_confounds, _confounds, "all that differs is told, and nothing else.")
-
-
-def audit(attempt: Attempt) -> Attempt:
-    """Check `my_audit() -> {claim: verdict}` and return it, or the course's own version."""
-    return verdict(attempt, _examine_audit, _audit, "a verdict on every claim, each as the sources bear it out.")
 
 
 # The course's own versions.
@@ -84,7 +63,9 @@ def claims() -> dict[str, Any]:
 _STEADY = [61.0, 70.2, 55.1, 66.3, 58.8]
 
 
-def _examine_noise(attempt: Attempt) -> None:
+@check(_noise, "one pair is none, and five are told by their differences.")
+def noise(attempt: Attempt) -> None:
+    """Check `my_noise(a, b) -> "higher", "lower" or "cannot tell"`."""
     higher = [a + gain for a, gain in zip(_STEADY, [0.5, 0.6, 0.4, 0.5, 0.6], strict=True)]
     uneven = [a + gain for a, gain in zip(_STEADY, [9.0, -4.0, 7.0, -6.0, 2.0], strict=True)]
     one = "two single runs say nothing: the same method differs from itself when the seed changes."
@@ -113,7 +94,9 @@ def _examine_noise(attempt: Attempt) -> None:
         expect(said == right, f"for a={a} and b={b} it says {said!r}: {why}")
 
 
-def _examine_enough(attempt: Attempt) -> None:
+@check(_enough, "no seed too many, none too few, and 0 where time is short.")
+def enough(attempt: Attempt) -> None:
+    """Check `my_enough(spread, difference, minutes, budget) -> seeds or 0`."""
     # Ten thousand minutes are enough for any of these.
     for spread, difference, minutes in [(1.0, 1.0, 7), (0.01, 0.005, 3), (2.0, 9.0, 11), (1.5, 0.5, 1)]:
         right = _enough(spread, difference, minutes, budget=10_000)
@@ -158,7 +141,9 @@ _ARMS: list[tuple[dict[str, Any], dict[str, Any], set[str], str]] = [
 ]
 
 
-def _examine_confounds(attempt: Attempt) -> None:
+@check(_confounds, "all that differs is told, and nothing else.")
+def confounds(attempt: Attempt) -> None:
+    """Check `my_confounds(a, b) -> set of names`."""
     for a, b, right, why in [*_ARMS, *((b, a, right, why) for a, b, right, why in _ARMS)]:
         given = json.loads(json.dumps([a, b]))  # values that are equal and not the same objects, as in files of runs
         said = call(attempt, *given)
@@ -170,7 +155,9 @@ def _examine_confounds(attempt: Attempt) -> None:
         expect(names == right, f"for {a} and {b} it names {sorted(map(str, names)) or 'nothing'}: {why}")
 
 
-def _examine_audit(attempt: Attempt) -> None:
+@check(_audit, "a verdict on every claim, each as the sources bear it out.")
+def audit(attempt: Attempt) -> None:
+    """Check `my_audit() -> {claim: verdict}`."""
     said, ours = call(attempt), claims()
     expect(isinstance(said, dict), f"a {type(said).__name__} comes back; return a dict of claim: verdict.")
     words = sorted({claim["verdict"] for claim in ours.values()})

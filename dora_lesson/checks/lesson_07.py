@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
-from dora_lesson.checks.runner import Wrong, call, expect, expect_number, verdict
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number
 from dora_lesson.task_api.dataset import load_task_api, validate_item
 
-Attempt = Callable[..., Any]
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
 _FITS = ((True, True), (False, True), (False, False))  # in 16 and in 4 bits; what fits in 16 fits in 4
 CASES = [*itertools.product(_FITS, ("quality", "time", "memory"), ("merged", "unmerged", "4-bit"), (True, False))]
-
-
-def choose(attempt: Attempt) -> Attempt:
-    """Check `my_choose(fits_16, fits_4, priority, inference, takes_dora) -> method or None` and return it, or ours."""
-    return verdict(attempt, _examine_choose, _choose, f"all {len(CASES)} cases agree with the tree.")
-
-
-def items_explain(attempt: Attempt) -> Attempt:
-    """Check `my_items_explain(p, q, items) -> gap in standard errors` and return it, or the course's own version."""
-    return verdict(attempt, _examine_items, _items_explain, "the gap of two accuracies, in standard errors.")
-
-
-def persona_item(attempt: Attempt) -> Attempt:
-    """Check `my_persona_item() -> item` and return it, or the course's own version."""
-    return verdict(attempt, _examine_item, _persona_item, "the Task API form takes it, and it is not one of ours.")
 
 
 # The course's own versions.
@@ -60,7 +43,9 @@ def _persona_item() -> dict[str, Any]:
 # How they are examined.
 
 
-def _examine_choose(attempt: Attempt) -> None:
+@check(_choose, f"all {len(CASES)} cases agree with the tree.")
+def choose(attempt: Attempt) -> None:
+    """Check `my_choose(fits_16, fits_4, priority, inference, takes_dora) -> method or None`."""
     for (fits_16, fits_4), priority, inference, takes_dora in CASES:
         said = _named(attempt, (fits_16, fits_4, priority, inference, takes_dora))
         right = _choose(fits_16, fits_4, priority, inference, takes_dora)
@@ -102,7 +87,9 @@ def _why(said: str | None, right: str | None, priority: str, inference: str) -> 
     return "the stack does not take DoRA."
 
 
-def _examine_items(attempt: Attempt) -> None:
+@check(_items_explain, "the gap of two accuracies, in standard errors.")
+def items_explain(attempt: Attempt) -> None:
+    """Check `my_items_explain(p, q, items) -> gap in standard errors`."""
     for p, q, items in [(0.40, 0.44, 100), (0.32, 0.56, 500), (0.47, 0.46, 1319)]:
         said = expect_number(call(attempt, p, q, items), "what it gives")
         right = _items_explain(p, q, items)
@@ -126,7 +113,9 @@ def _examine_items(attempt: Attempt) -> None:
         )
 
 
-def _examine_item(attempt: Attempt) -> None:
+@check(_persona_item, "the Task API form takes it, and it is not one of ours.")
+def persona_item(attempt: Attempt) -> None:
+    """Check `my_persona_item() -> item`."""
     item = call(attempt)
     expect(isinstance(item, dict), f"a {type(item).__name__} comes back; return a dict.")
     try:

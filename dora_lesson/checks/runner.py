@@ -1,25 +1,28 @@
 """What all checks share: run the reader's function safely, and say in one line how it went.
 
-A check is a function `NAME(attempt)`. It hands `verdict` an `examine` function, which calls the attempt through `call`
-and raises `Wrong` with a message that says what is wrong and where to look.
+`@check(reference, correct)` stands over a function that examines an attempt: it calls the attempt through `call`, and
+raises `Wrong` with a message that says what is wrong and where to look.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import numbers
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F")
+Attempt = Callable[..., Any]
+Suspects = Sequence[tuple[Tensor | Callable[[], Tensor], str]]  # wrong values that learners give, and what to say
 
 # Where code lies that the reader did not write: this package, the libraries beside torch, the standard library.
 _OTHERS = tuple(
@@ -35,37 +38,48 @@ class NotYet(Exception):
     """The answer has not been written yet."""
 
 
-def verdict(attempt: F, examine: Callable[[F], None], reference: F, done: str) -> F:
-    """Examine an attempt, print one line, and return what the lesson goes on with.
+CHECKS: dict[str, Callable[[Any], Any]] = {}  # every check of the course, under the name of its exercise
+
+
+def check(reference: Any, correct: str) -> Callable[[Callable[[Any], None]], Callable[[F], F]]:
+    """Make a check of the function below, which examines an attempt.
+
+    The check prints one line, and returns what the lesson goes on with: the attempt if it is right, else `reference`.
 
     Args:
-        attempt: the reader's function or class.
-        examine: raises `Wrong` where the attempt is wrong, and returns where it is right.
-        reference: the package's own version.
-        done: what to print after `correct: `; one sentence.
-
-    Returns:
-        `attempt` if it is right, else `reference`.
+        reference: the course's own version.
+        correct: what to print after `correct: `; one sentence.
     """
+
+    def declare(examine: Callable[[Any], None]) -> Callable[[F], F]:
+        @functools.wraps(examine)
+        def run(attempt: F) -> F:
+            line = _verdict(attempt, examine, correct)
+            print(" ".join(line.split()))
+            return attempt if line.startswith("correct") else reference
+
+        CHECKS[examine.__name__] = run
+        return run  # type: ignore[return-value]
+
+    return declare
+
+
+def _verdict(attempt: Any, examine: Callable[[Any], None], correct: str) -> str:
     name = getattr(attempt, "__name__", type(attempt).__name__)
+    if not callable(attempt):
+        return f"wrong: the check was given a {name}; pass it the function itself, without parentheses."
     try:
-        if not callable(attempt):
-            raise Wrong(f"the check was given a {name}; pass it the function itself, without parentheses.")
         # A reader's own print lines and warnings would bury the verdict, once for each case that is tried.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             examine(attempt)
     except NotYet as reason:
-        line = f"not yet: {reason} Until then the lesson uses the package's version."
+        return f"not yet: {reason} Until then the lesson uses the package's version."
     except Wrong as reason:
-        line = f"wrong: {reason}"
+        return f"wrong: {reason}"
     except Exception as error:
-        line = f"wrong: what {name} gave back could not be examined ({_told(error)}); look at what it returns."
-    else:
-        print(f"correct: {done}")
-        return attempt
-    print(" ".join(line.split()))
-    return reference
+        return f"wrong: the check could not examine what {name} returns ({_summary(error)}); look at what it returns."
+    return f"correct: {correct}"
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
@@ -83,7 +97,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     except NotImplementedError:
         raise NotYet(f"{name} is still to be written.") from None
     except Exception as error:
-        raise Wrong(f"{name} raised {_told(error)}; {_where(error)}") from None
+        raise Wrong(f"{name} raised {_summary(error)}; {_where(error)}") from None
     for number, (old, held, arg) in enumerate(zip(before, given, args, strict=True), start=1):
         now = _tensors(arg) if isinstance(arg, nn.Module) else held  # a module can hold other tensors than before
         if len(now) != len(old) or not all(_same(a, b) for a, b in zip(old, now, strict=True)):
@@ -140,6 +154,16 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def blame(value: Tensor, suspects: Suspects) -> None:
+    """Raise `Wrong` with the message of the first suspected slip that gives this value."""
+    for suspect, message in suspects:
+        try:
+            same = close(value, suspect() if callable(suspect) else suspect)
+        except RuntimeError:  # on this shape the slip does not even run
+            same = False
+        expect(not same, message)
+
+
 def _tensors(arg: Any) -> list[Tensor]:
     if isinstance(arg, nn.Module):
         return list(arg.state_dict().values())
@@ -152,7 +176,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return (a.dtype, a.requires_grad) == (b.dtype, b.requires_grad) and torch.equal(a, b)
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     message = " ".join(str(error).split())
     return (
         f"{type(error).__name__}: {message[:160]}{'...' if len(message) > 160 else ''}"

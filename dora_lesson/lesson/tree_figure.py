@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from dora_lesson.advisor.recommend import Recommendation
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS
-from dora_lesson.core import METHODS, OKABE_ITO
+from dora_lesson.core import METHODS
 from dora_lesson.lesson import plots
+from dora_lesson.lesson.plots import OKABE_ITO
 
 PLACES = {
     "fits": (5.0, 9.2),

@@ -1,4 +1,4 @@
-"""What a reader moves and clicks: live figures, the advisor, the quiz, text to copy.
+"""What a reader moves and clicks: live figures, the advisor, text to copy.
 
 Where nothing runs, the sentence of `__repr__` stands in their place.
 """
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from dora_lesson.advisor.recommend import recommend
 from dora_lesson.advisor.request import INFERENCE, PRIORITIES, STACKS
-from dora_lesson.checks.quiz import QUESTIONS, Question
 from dora_lesson.lesson import plots
 from dora_lesson.lesson.tree_figure import decision_tree
 from dora_lesson.models.shapes import SHAPES
@@ -91,44 +90,6 @@ class Advisor(LiveFigure):
 def advisor() -> Advisor:
     """The advisor under a slider and menus."""
     return Advisor()
-
-
-class Quiz(ipywidgets.VBox):
-    """Questions with one right answer each; a click on an answer says whether it is right, and why."""
-
-    def __init__(self) -> None:
-        self.asked = [_Asked(number, question, self._count) for number, question in enumerate(QUESTIONS, start=1)]
-        self.score = ipywidgets.HTML()
-        super().__init__([*self.asked, self.score])
-        self._count()
-
-    def _count(self) -> None:
-        right = sum(asked.right for asked in self.asked)
-        self.score.value = f"<b>{right} of {len(self.asked)} right</b>"
-
-    def __repr__(self) -> str:
-        return "A quiz: run this cell in JupyterLab or Colab to answer it. The same questions stand below, folded."
-
-
-class _Asked(ipywidgets.VBox):
-    def __init__(self, number: int, question: Question, after: Callable[[], None]) -> None:
-        self.question, self._after, self.right = question, after, False
-        self.choice = ipywidgets.RadioButtons(options=[*question.options], value=None, layout={"width": "max-content"})
-        self.verdict = ipywidgets.HTML()
-        self.choice.observe(self._judge, names="value")
-        asked = ipywidgets.HTML(f"<b>{number}. {html.escape(question.text)}</b>")
-        super().__init__([asked, self.choice, self.verdict])
-
-    def _judge(self, _: Any) -> None:
-        self.right = self.choice.value == self.question.right
-        word = "correct" if self.right else "not this one"
-        self.verdict.value = html.escape(f"{word}: {self.question.options[self.choice.value]}")
-        self._after()
-
-
-def quiz() -> Quiz:
-    """The course's quiz, without a network."""
-    return Quiz()
 
 
 _COPY = (
