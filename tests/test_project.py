@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ MISTAKES = rows(INSTRUCTORS[INSTRUCTORS.index("## What learners get wrong") :], 
 @pytest.mark.parametrize("row", MISTAKES, ids=[f"{row[2].strip('`')}-{i}" for i, row in enumerate(MISTAKES)])
 def test_the_check_of_each_mistake_says_the_words_given(row: list[str]) -> None:
     name, words = row[2].strip("`"), row[3].strip('"')
-    lesson = ast.parse(Path(getattr(checks, name).__code__.co_filename).read_text(encoding="utf-8"))
+    lesson = ast.parse(Path(inspect.unwrap(getattr(checks, name)).__code__.co_filename).read_text(encoding="utf-8"))
     assert any(words in str(node.value) for node in ast.walk(lesson) if isinstance(node, ast.Constant))
 
 

@@ -26,7 +26,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: str = Field(pattern=r"\S")
+    content: str
 
 
 class ChatItem(BaseModel):
@@ -42,6 +42,8 @@ class ChatItem(BaseModel):
     def _has_the_form_of_the_set(self) -> ChatItem:
         if [message.role for message in self.messages] != ["system", "user", "assistant"]:
             raise ValueError("messages are expected to be system, user and assistant, in this order")
+        if not all(message.content.strip() for message in self.messages):
+            raise ValueError("a message is empty")
         return self
 
 

@@ -54,8 +54,6 @@ def is_right(reply: str, item: Item) -> bool:
 # Persona consistency: five rules of two points each.
 
 _DONE, _REFUSAL, _OFFER = (re.compile(_WORDS[name]) for name in ("done", "refusal", "offer"))
-MAX_WORDS, MAX_SENTENCES = 60, 4
-RULES = ["acknowledge", "deliver", "propose", "vocabulary", "boundaries"]
 
 
 def persona_points(reply: str, item: Item) -> dict[str, int]:
@@ -98,7 +96,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     words = len(text.split())
     threes = list(zip(low.split(), low.split()[1:], low.split()[2:], strict=False))
     lapses = any(phrase in low for phrase in BANNED) + ("!" in text) + (len(threes) > len(set(threes)))
-    lapses += words > MAX_WORDS or len(sentences) > MAX_SENTENCES
+    lapses += words > 60 or len(sentences) > 4
     points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
     acts = call is not None and call.get("action") != "none"
     held_back, refused = not acts and not _DONE.search(told), bool(_REFUSAL.search(told))

@@ -24,11 +24,8 @@ from dora_lesson.training.checkpoints import RUN, TrainedOnly, digest, last_chec
 
 @dataclass
 class FineTuneResult:
-    """What `finetune` did.
-
-    `losses` has one mean loss (nats a token) for each step of the whole run, resumed parts included; `seconds` and
-    `peak_memory_bytes` (of the GPU, else of the process) are those of this call alone.
-    """
+    """What `finetune` did: `losses` are means (nats a token) of each step of the whole run, resumed parts included;
+    `seconds` and `peak_memory_bytes` (of the GPU, else of the process) are those of this call alone."""
 
     steps: int
     losses: list[float]
@@ -80,7 +77,7 @@ def finetune(
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share}
     _require_numbers(**settings, save_every=save_every or 1)
-    if save_every is not None and output_dir is None:
+    if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
     if not chats:
