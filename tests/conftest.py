@@ -1,4 +1,4 @@
-"""Shared by all tests: fresh Pythons, and kernels without a network."""
+"""Fixtures for all tests: models, fresh Pythons, and kernels without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,14 @@ def forbid(event, arguments):
         raise OSError(f"the network is forbidden: {event} {address}")
 sys.addaudithook(forbid)
 """
+
+
+@pytest.fixture(scope="session")
+def bundled() -> tuple[Any, Any]:
+    """The bundled model in float32 on the CPU, and its tokenizer, shared by all tests: none may change them."""
+    from dora_lesson import load_base
+
+    return load_base("bundled", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -157,14 +157,6 @@ def test_known_notices_are_silenced_and_others_are_not(caplog: pytest.LogCapture
     assert [record.message for record in caplog.records] == ["another notice"]
 
 
-def test_a_4_bit_load_is_silent(run_python: RunPython) -> None:
-    code = "import dora_lesson as d; m, t = d.load_base(four_bit=True); m(**t('Hi', return_tensors='pt')).logits.sum()"
-    done = run_python(code)
-    assert done.returncode == 0
-    assert done.stdout == ""
-    assert done.stderr == ""
-
-
 # The set-up cell, in a fake Colab.
 
 

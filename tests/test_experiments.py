@@ -249,8 +249,8 @@ def test_a_wide_start_is_as_wide_as_asked(tiny_base: Path, monkeypatch: pytest.M
     assert torch.cat(starts).std().item() == pytest.approx(0.5, rel=0.05)
 
 
-def test_losses_of_replies_are_the_models_own_one_by_one() -> None:
-    model, tokenizer = load_base("bundled", dtype="float32", device="cpu")
+def test_losses_of_replies_are_the_models_own_one_by_one(bundled: tuple[Any, Any]) -> None:
+    model, tokenizer = bundled
     items = list(load_task_api("test"))[:5]
     losses, right = reply_losses(model, tokenizer, items)
     for item, loss, share in zip(items, losses, right, strict=True):

@@ -23,8 +23,8 @@ from tests.test_adapters import SOME, small_llama
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_base()[1]
+def tokenizer(bundled):
+    return bundled[1]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from dora_lesson import (
     add_adapters,
     estimate,
     finetune,
-    load_base,
     load_task_api,
     measure_peak_memory,
 )
@@ -62,9 +61,9 @@ def test_4_bit_layers_agree_with_pefts(make, dtype, tolerance, device):
 @ON_BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
-def test_half_precision_trains_every_method(method, dtype, device):
+def test_half_precision_trains_every_method(method, dtype, device, bundled):
     needs(dtype, device)
-    model, tokenizer = a_llama(method, dtype, device), load_base(device="cpu")[1]
+    model, tokenizer = a_llama(method, dtype, device), bundled[1]
     magnitudes = [p.detach().clone() for name, p in model.named_parameters() if "magnitude" in name]
     items = list(load_task_api("train").select(range(4)))
     result = finetune(model, tokenizer, items, steps=4, batch_size=1, learning_rate=1e-2)

@@ -44,8 +44,8 @@ def test_the_bundled_model_is_a_llama_of_the_stated_shape() -> None:
     assert tokenizer.pad_token is not None
 
 
-def test_the_bundled_model_talks_in_chat_form_and_stops() -> None:
-    model, tokenizer = load_base(device="cpu")
+def test_the_bundled_model_talks_in_chat_form_and_stops(bundled: tuple[Any, Any]) -> None:
+    model, tokenizer = bundled
     chat = [{"role": "user", "content": "What is the capital of France? One word."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     reply = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
@@ -53,8 +53,8 @@ def test_the_bundled_model_talks_in_chat_form_and_stops() -> None:
     assert reply[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_four_bit_loads_on_a_cpu_and_stays_close() -> None:
-    model, tokenizer = load_base(device="cpu")
+def test_four_bit_loads_on_a_cpu_and_stays_close(bundled: tuple[Any, Any]) -> None:
+    model, tokenizer = bundled
     small, _ = load_base(device="cpu", four_bit=True)
     kinds = {type(module).__name__ for module in small.modules()}
     assert "Linear4bit" in kinds

@@ -84,11 +84,11 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, bundled) -> Path:
     """A folder with a small base and its tokenizer, for configurations and runs."""
     folder = tmp_path_factory.mktemp("train")
     small_llama(vocab_size=49152, hidden_size=64, intermediate_size=128).save_pretrained(folder / "base")
-    load_base()[1].save_pretrained(folder / "base")
+    bundled[1].save_pretrained(folder / "base")
     return folder
 
 

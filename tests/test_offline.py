@@ -21,7 +21,7 @@ def test_the_hook_forbids(code: str, run_python: RunPython) -> None:
     assert "the network is forbidden" in done.stderr
 
 
-def test_load_and_generate_offline(run_python: RunPython) -> None:
+def test_loading_and_generating_need_no_network_and_print_nothing(run_python: RunPython) -> None:
     code = """
 import dora_lesson
 for four_bit in (False, True):
@@ -31,4 +31,4 @@ assert dora_lesson.doctor().ok
 print("done")
 """
     done = run_python(code, first=FORBID, HF_HUB_OFFLINE="0")
-    assert done.stdout == "done\n", done.stderr[-2000:]
+    assert (done.stdout, done.stderr) == ("done\n", "")

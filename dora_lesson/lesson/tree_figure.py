@@ -53,7 +53,7 @@ def decision_tree(recommendation: Recommendation | None = None) -> tuple[Figure,
 
 
 def _edge(ax: Axes, start: plots.Point, end: plots.Point, answer: str, taken: bool) -> None:
-    color, width, style = ("black", 2.6, "-") if taken else (OKABE_ITO["grey"], 1.0, "--")
+    color, width, style = ("black", 2.6, "-") if taken else (plots.OKABE_ITO["grey"], 1.0, "--")
     ax.plot(*zip(start, end, strict=True), color=color, lw=width, ls=style, zorder=1)
     x, y = (0.45 * a + 0.55 * b for a, b in zip(start, end, strict=True))
     look: Any = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
@@ -62,12 +62,12 @@ def _edge(ax: Axes, start: plots.Point, end: plots.Point, answer: str, taken: bo
 
 def _box(ax: Axes, name: str, place: plots.Point, passed: bool) -> None:
     """A question in white, a leaf in its method's color."""
-    text, fill = "a smaller model,\nor the cloud", OKABE_ITO["grey"]
+    text, fill = "a smaller model,\nor the cloud", plots.OKABE_ITO["grey"]
     if question := QUESTIONS.get(name):
         text, fill = question.text, "white"
     elif method := METHODS.get(name):
         text, fill = method.label, method.color
-    edge, width = ("black", 2.6) if passed else (OKABE_ITO["grey"], 1.0)
+    edge, width = ("black", 2.6) if passed else (plots.OKABE_ITO["grey"], 1.0)
     look: Any = {"boxstyle": "round,pad=0.4", "fc": fill, "ec": edge, "lw": width}
     ink = "black" if fill in ("white", METHODS["lora"].color) else "white"
     weight = "normal" if question else "bold"
