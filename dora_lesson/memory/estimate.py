@@ -191,13 +191,20 @@ def _constants(layer: Any, double: bool) -> int:
     return blocks + 4 * -(-blocks // _SECOND_BLOCK) + _TABLES if double else 4 * blocks + 4 * 16
 
 
+_counted: dict[tuple[Any, ...], tuple[int, int]] = {}
+
+
 def _activations(
     config: Any, adapter: tuple[int, Any] | None, batch_size: int, sequence_length: int, reply: int, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Bytes that autograd saves in a pass through models of one block and of two, with LoRA on them or trained whole.
 
-    The tensors are fake: they have shapes and no memory.
+    The tensors are fake: they have shapes and no memory. What was counted once is remembered, because methods and
+    checkpointing share it.
     """
+    key = (config.to_json_string(), str(adapter), batch_size, sequence_length, reply, dtype)
+    if key in _counted:
+        return _counted[key]
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
@@ -212,7 +219,8 @@ def _activations(
             tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
             one_pass = {"input_ids": tokens, "labels": tokens[:, -reply:], "use_cache": False, "logits_to_keep": reply}
             sizes.append(saved_by(functools.partial(model, **one_pass), model.parameters))
-    return sizes[0], sizes[1]
+    _counted[key] = sizes[0], sizes[1]
+    return _counted[key]
 
 
 def _on_meta(config: Any) -> Any:
