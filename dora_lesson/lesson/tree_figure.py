@@ -12,7 +12,6 @@ from dora_lesson.advisor.recommend import Recommendation
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS
 from dora_lesson.core import METHODS
 from dora_lesson.lesson import plots
-from dora_lesson.lesson.plots import OKABE_ITO
 
 PLACES = {
     "fits": (5.0, 9.2),
