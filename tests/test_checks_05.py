@@ -160,8 +160,8 @@ def by_any(model, optimizer, frozen=all, stepped=all):
     (by_first_group, "is not called DoRA"),
     (optimizer_first, "'no magnitude' is right"),
     (lambda model, optimizer: "DoRA", "LoRA layers are not recognised"),
-    (lambda model, optimizer: True, "the answers are DoRA"),
-    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "the answers are DoRA"),
+    (lambda model, optimizer: True, "answer DoRA"),
+    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "answer DoRA"),
     (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
 ])  # fmt: skip
 def test_a_wrong_diagnosis_is_named(attempt, words, capsys):
@@ -200,7 +200,7 @@ def test_a_right_setting_is_accepted(attempt, capsys):
     (setting(0, 512), "whole numbers"),
     (setting(True, 4096), "whole numbers"),
     (setting(8, 512.5), "whole numbers"),
-    (setting(8, 512, "no"), "gradient_checkpointing is 'no'; True or False"),
+    (setting(8, 512, "no"), "gradient_checkpointing is 'no'; pass True or False"),
     (lambda: {0: 1, "batch_size": 2}, "its keys are 0, batch_size"),
     (setting(8, 512, r=16), "its keys are"),
     (lambda: (8, 512, True), "return a dict"),

@@ -201,7 +201,7 @@ def one_too_many(spread: float, difference: float, minutes: float, budget: float
     ("wrong", "message"),
     [
         (by_normal_formula, "too few"),
-        (one_arm, "two methods each"),
+        (one_arm, "two methods"),
         (lambda s, d, m, b: by_loop(s, d, 1, b), "minutes are too few"),
         (lambda s, d, m, b: by_loop(s, d, 7, b), "204 minutes are enough"),
         (lambda s, d, m, b: by_loop(s, d, m, b - 1), "minutes are enough"),
@@ -335,7 +335,7 @@ def test_every_alternative_is_of_a_claim_and_none_is_our_own_word() -> None:
         (lambda: ours() | {"axis": "true"}, "none of the claims holds"),
         (lambda: ours() | {"axis": "it varies"}, "the verdicts are"),
         (lambda: ours() | {"axis": ["depends"]}, "the verdicts are"),
-        (lambda: ours() | {"nothing": "wrong"}, "no claim 'nothing'"),
+        (lambda: ours() | {"nothing": "wrong"}, "'nothing' is not the name of a claim"),
         (lambda: list(ours()), "return a dict"),
     ],
 )

@@ -125,7 +125,7 @@ def v(p):
     (lambda p, q, n: (q - p) / (v(p) + v(q)) ** 0.5, "items is missing"),
     (lambda p, q, n: (q - p) / ((v(p) + v(q)) ** 0.5 / n), "root of the items"),
     (lambda p, q, n: (q - p) / ((v(p) + v(q)) / n), "variance"),
-    (lambda p, q, n: 2.0, "is right; look at the formula"),
+    (lambda p, q, n: 2.0, "look at the formula"),
     (lambda p, q, n: f"{q - p}", "a number is expected"),
     (lambda p, q, n: float("nan"), "is nan, but a finite number is expected"),
     (lambda p, q, n: float("inf"), "is inf, but a finite number is expected"),

@@ -88,8 +88,8 @@ def test_right_answers_in_other_words(lesson: str, answer: Any, capsys: Any) -> 
     ("07", "DoRA", "larger than the card"),
     ("07", "LoRA", "the 16-bit weights alone are larger than the card"),
     ("07", "full", "one of LoRA"),
-    ("7", "QLoRA", "'7' is no lesson's number; they are '00' to '07'"),
-    (1, [5, 10], "1 is no lesson's number; they are '00' to '07', in quotes"),
+    ("7", "QLoRA", "'7' is not the number of a lesson; those are '00' to '07'"),
+    (1, [5, 10], "1 is not the number of a lesson; those are '00' to '07', in quotes"),
 ])  # fmt: skip
 def test_wrong_answers_are_named(lesson: str, answer: Any, words: str, capsys: Any) -> None:
     assert final_check({lesson: answer}) == 0
@@ -98,7 +98,7 @@ def test_wrong_answers_are_named(lesson: str, answer: Any, words: str, capsys: A
 
 def test_keys_of_several_kinds_are_no_error(capsys: Any) -> None:
     assert final_check({1: 5, "x": 2, None: 3, "01": [5, 10]}) == 1
-    assert "1 is no lesson's number" in capsys.readouterr().out
+    assert "1 is not the number of a lesson" in capsys.readouterr().out
 
 
 def test_a_task_that_was_changed_is_whole_again(capsys: Any) -> None:

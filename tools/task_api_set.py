@@ -94,7 +94,7 @@ def resolve(symbol: str, today: datetime.date) -> datetime.date:
         return _first(today, lambda date: date.day == int(day.group(1)))
     if re.fullmatch(r"\d\d-\d\d", symbol):
         return _first(today, lambda date: f"{date:%m-%d}" == symbol)
-    raise ValueError(f"{symbol!r} is no date symbol")
+    raise ValueError(f"{symbol!r} is not a date symbol")
 
 
 def _first(today: datetime.date, fits: Any) -> datetime.date:

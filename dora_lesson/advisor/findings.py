@@ -155,12 +155,12 @@ def _interval(comparison: Comparison) -> str:
 
 def _packed_again() -> Finding:
     runs = load_record("four_bit")["runs"]
-    kept, again = (
+    merged, repacked = (
         statistics.fmean(run[key]["persona_consistency"] for run in runs if "requantised" in run)
         for key in ("scores", "requantised")
     )
     base = next(run for run in runs if run["method"] == "qbase")["scores"]["persona_consistency"]
-    numbers = {"kept": kept, "again": again, "untrained": base}
+    numbers = {"kept": merged, "again": repacked, "untrained": base}
     return _say("packed again", "packed again", "either", "four_bit.json", **numbers)
 
 

@@ -48,12 +48,12 @@ def final_check(answers: Mapping[str, Any]) -> int:
         try:
             problem = task.problem(answer)
         except Exception:
-            problem = f"a {type(answer).__name__} that is no answer to this; one looks like {_like(task.answer)}"
+            problem = f"a {type(answer).__name__} does not answer this; give {_like(task.answer)}"
         right += problem is None
         print(f"{task.lesson} correct: {task.objective}" if problem is None else f"{task.lesson} wrong: {problem}")
     lessons = [task.lesson for task in _TASKS]
     if extra := [key for key in answers if key not in lessons]:
-        print(f"{extra[0]!r} is no lesson's number; they are {lessons[0]!r} to {lessons[-1]!r}, in quotes")
+        print(f"{extra[0]!r} is not the number of a lesson; those are {lessons[0]!r} to {lessons[-1]!r}, in quotes")
     print(f"{right} of {len(_TASKS)}")
     return right
 
@@ -145,18 +145,18 @@ def _shown(answer: Any) -> str | None:
     answer = plain(answer)
     if not isinstance(answer, bool):
         return "True or False, please"
-    told = "three pairs of +0.03, +0.01, +0.04: compute paired_difference, and look whether zero is inside"
-    return None if answer == _pairs() else told
+    hint = "three pairs of +0.03, +0.01, +0.04: compute paired_difference, and look whether zero is inside"
+    return None if answer == _pairs() else hint
 
 
 def _chosen(answer: Any) -> str | None:
-    found = recommend(12, "llama-3.1-8b", "quality", inference="4-bit").method
-    said = str(answer).strip().lower()
-    if said == str(found).lower():
+    right_method = recommend(12, "llama-3.1-8b", "quality", inference="4-bit").method
+    method = str(answer).strip().lower()
+    if method == str(right_method).lower():
         return None
     why = dict.fromkeys(["lora", "dora"], "the 16-bit weights alone are larger than the card")
     why["qdora"] = "beside a packed base the adapter is not merged, and DoRA's price falls due at every token"
-    return why.get(said, "one of LoRA, DoRA, QLoRA, QDoRA is asked for")
+    return why.get(method, "one of LoRA, DoRA, QLoRA, QDoRA is asked for")
 
 
 _TASKS = (

@@ -192,25 +192,20 @@ def _one_number(answer: Any, W0: Tensor, W1: Tensor) -> Tensor:
 def _suspect_magnitude_changes(W0: Tensor, W1: Tensor) -> Suspects:
     m0, m1 = W0.norm(dim=1), W1.norm(dim=1)
     change, columns = m1 - m0, W1.norm(dim=0) - W0.norm(dim=0)
+    l1 = (W1.abs().sum(dim=1) - W0.abs().sum(dim=1)).abs().mean()
+    squared = "it squares the changes; ΔM takes their absolute values."
+    turned = "it measures the difference W1 - W0, which also sees a turn; norms first."
     signed = "lengths that grew and lengths that shrank cancel; take the absolute value of each row, then the mean."
     return [
-        (change.mean(), signed),
-        (-change.mean(), signed),
-        (change.mean().abs(), signed),
+        *((value, signed) for value in (change.mean(), -change.mean(), change.mean().abs())),
         (change.abs().sum(), "it is the sum over the rows; take the mean."),
         (columns.abs().mean(), "it compares the lengths of the columns (dim=0); take the norms over dim=1."),
         ((W1.norm() - W0.norm()).abs(), "it compares the lengths of the whole matrices; give the norm dim=1."),
-        ((W1 - W0).norm(dim=1).mean(), "it measures the difference W1 - W0, which also sees a turn; norms first."),
-        ((W1 - W0).norm(), "it measures the difference W1 - W0, which also sees a turn; norms first."),
+        *((value, turned) for value in ((W1 - W0).norm(dim=1).mean(), (W1 - W0).norm())),
         ((W1 - W0).abs().mean(), "it averages over all entries; take the length of each row first (norm, dim=1)."),
-        (change.square().mean(), "it squares the changes; ΔM takes their absolute values."),
-        (change.square().mean().sqrt(), "it squares the changes; ΔM takes their absolute values."),
-        (change.norm(), "it squares the changes; ΔM takes their absolute values."),
+        *((value, squared) for value in (change.square().mean(), change.square().mean().sqrt(), change.norm())),
         ((m1.square() - m0.square()).abs().mean(), "it compares squared lengths; take the square roots."),
-        (
-            (W1.abs().sum(dim=1) - W0.abs().sum(dim=1)).abs().mean(),
-            "it compares sums of absolute values (the L1 norm); a length is the L2 norm.",
-        ),
+        (l1, "it compares sums of absolute values (the L1 norm); a length is the L2 norm."),
         ((change.abs() / m0).mean(), "it is a relative change; ΔM stays in the units of the weight, with no division."),
         (change.abs().amax(), "it is the largest change; take the mean."),
         (change.abs().median(), "it is the median; take the mean."),
@@ -221,30 +216,24 @@ def _suspect_magnitude_changes(W0: Tensor, W1: Tensor) -> Suspects:
 def _suspect_direction_changes(W0: Tensor, W1: Tensor) -> Suspects:
     cos = cosine_similarity(W0, W1, dim=1)
     dot, V0, V1 = (W0 * W1).sum(dim=1), geometry.decompose(W0)[1], geometry.decompose(W1)[1]
+    columns = (1 - cosine_similarity(W0, W1, dim=0)).mean()
+    flat = 1 - cosine_similarity(W0.flatten(), W1.flatten(), dim=0)
+    entries = "it averages over all entries of V; sum along each row (dim=1) first."
     lengths = "it uses the dot product without dividing by both lengths; a cos needs both, or unit rows."
     return [
         (cos.mean(), "it is the mean cos, 1 where nothing turned; take 1 - cos."),
         (cos.mean() - 1, "its sign is wrong; take 1 - cos, not cos - 1."),
         ((1 - cos).sum(), "it is the sum over the rows; take the mean."),
-        (
-            (1 - cosine_similarity(W0, W1, dim=0)).mean(),
-            "it compares the columns (dim=0); a direction belongs to a row, so use dim=1.",
-        ),
-        (
-            1 - cosine_similarity(W0.flatten(), W1.flatten(), dim=0),
-            "it compares the flattened matrices, as one arrow each; take cos row by row (dim=1), then the mean.",
-        ),
+        (columns, "it compares the columns (dim=0); a direction belongs to a row, so use dim=1."),
+        (flat, "it compares the flattened matrices, as one arrow each; take cos row by row (dim=1), then the mean."),
         ((1 - cos.abs()).mean(), "it takes the absolute value of cos; a row that turned round counts 2, not 0."),
         ((1 - cos).abs().amax(), "it is the largest change; take the mean."),
         (cos.clamp(-1, 1).acos().mean(), "it is the mean angle in radians; ΔD takes 1 - cos."),
         (torch.rad2deg(cos.clamp(-1, 1).acos()).mean(), "it is the mean angle in degrees; ΔD takes 1 - cos."),
         ((V1 - V0).norm(dim=1).mean(), "it is the distance of the unit rows; 1 - cos is half its square."),
         ((V1 - V0).square().sum(dim=1).mean(), "it is the squared distance of the unit rows; 1 - cos is half of it."),
-        ((V1 - V0).abs().mean(), "it averages over all entries of V; sum along each row (dim=1) first."),
-        (1 - (V0 * V1).mean(), "it averages over all entries of V; sum along each row (dim=1) first."),
-        ((1 - dot).mean(), lengths),
-        ((1 - dot / W0.norm(dim=1)).mean(), lengths),
-        ((1 - dot / W1.norm(dim=1)).mean(), lengths),
+        *((value, entries) for value in ((V1 - V0).abs().mean(), 1 - (V0 * V1).mean())),
+        *(((1 - dot / length).mean(), lengths) for length in (1, W0.norm(dim=1), W1.norm(dim=1))),
         ((1 - dot / (W0.norm() * W1.norm())).mean(), "it divides by the lengths of the whole matrices; use dim=1."),
     ]
 

@@ -99,14 +99,14 @@ def movement(attempt: Attempt) -> None:
     start = {"a": torch.randn(6, 4).double(), "b": 3 * torch.randn(5, 5).double()}
     now = {name: W * torch.linspace(0.5, 1.8, len(W))[:, None] + 0.2 * torch.randn_like(W) for name, W in start.items()}
     given = dict(start), dict(now)
-    found = call(attempt, *given)
+    answer = call(attempt, *given)
     for own, theirs, name in zip((start, now), given, ("start", "now"), strict=True):
         same = own.keys() == theirs.keys() and all(theirs[key] is own[key] for key in own)
         expect(same, f"it changed the dict {name}, which the lesson goes on with; build a new dict.")
-    expect(isinstance(found, dict), f"a {type(found).__name__} comes back; return a dict with the names of the layers.")
-    expect(set(found) == set(start), f"the names are {sorted(map(str, found))}; give one entry for each of {[*start]}.")
-    for name, pair in found.items():
-        expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is no pair (ΔM, ΔD).")
+    expect(isinstance(answer, dict), f"a {type(answer).__name__} comes back; return a dict by layer name.")
+    expect(set(answer) == set(start), f"the names are {sorted(map(str, answer))}; give one for each of {[*start]}.")
+    for name, pair in answer.items():
+        expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is not a pair (ΔM, ΔD).")
         M, D = (expect_number(value, f"{what} of {name!r}") for value, what in zip(pair, ("ΔM", "ΔD"), strict=True))
         right = _movement(start, now)[name]
         signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()

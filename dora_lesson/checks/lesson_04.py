@@ -93,9 +93,9 @@ def is_dora(attempt: Attempt) -> None:
         (_frozen(1), False, "a model with one frozen magnitude passes; look at requires_grad in every layer."),
     ]
     for model, right, message in cases:
-        said = plain(call(attempt, model))
-        expect(isinstance(said, bool), f"a {type(said).__name__} comes back; return True or False.")
-        expect(said == right, message)
+        answer = plain(call(attempt, model))
+        expect(isinstance(answer, bool), f"a {type(answer).__name__} comes back; return True or False.")
+        expect(answer == right, message)
 
 
 @check(_merged_copy, "a plain model, the same logits, and the adapter untouched.")
@@ -124,8 +124,8 @@ def merged_copy(attempt: Attempt) -> None:
     expect(not torch.allclose(logits, plain, atol=1e-6), "this is the base without the adapter; merge, do not unload.")
     off = (logits - expected).abs().max().item()
     expect(off < 1e-4, f"the merged logits are off by up to {off:.2g}; merge once, and from the model as given.")
-    kept = any(hasattr(module, "lora_A") for module in given.modules())
-    expect(kept, "the model that was given lost its adapter; merging works in place, so merge a copy.deepcopy.")
+    adapted = any(hasattr(module, "lora_A") for module in given.modules())
+    expect(adapted, "the model that was given lost its adapter; merging works in place, so merge a copy.deepcopy.")
     after = given.state_dict()
     same = before.keys() == after.keys() and all(
         torch.allclose(after[name], before[name], atol=1e-6) for name in before

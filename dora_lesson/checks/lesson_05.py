@@ -84,7 +84,7 @@ def qdora_bytes(attempt: Attempt) -> None:
     """Check `my_qdora_bytes(P, Q, N) -> bytes`."""
     sizes = [(8_030_261_248, 6_979_321_856, 43_319_296), (134_515_008, 106_168_320, 5_040_000)]
     for P, Q, N in sizes:
-        said = expect_number(call(attempt, P, Q, N), "what comes back, a number of bytes,")
+        answer = expect_number(call(attempt, P, Q, N), "what comes back, a number of bytes,")
         right = _qdora_bytes(P, Q, N)
         for name, slip in [
             ("in bits; divide by 8", 8 * right),
@@ -98,9 +98,9 @@ def qdora_bytes(attempt: Attempt) -> None:
             ("with the gradients, which are gone between steps", right + 4 * N),
             ("without the weights that are not packed", right - 2 * (P - Q)),
         ]:
-            expect(abs(said - slip) > 1e-6 * right, f"for P={P:,} this is the sum {name}.")
-        off = (said - right) / right
-        expect(abs(off) < 1e-3, f"for P={P:,} it says {said / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part.")
+            expect(abs(answer - slip) > 1e-6 * right, f"for P={P:,} this is the sum {name}.")
+        off = (answer - right) / right
+        expect(abs(off) < 1e-3, f"for P={P:,} it says {answer / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part.")
 
 
 @check(_why_not_dora, "three ways of not being DoRA, each told from the others.")
@@ -115,9 +115,9 @@ def why_not_dora(attempt: Attempt) -> None:
     }
     for right, model, optimizer in _runs():
         # Not `call` with the model: a snapshot of it is not needed, and the optimizer has none.
-        said = call(functools.update_wrapper(functools.partial(attempt, model, optimizer), attempt))
-        expect(isinstance(said, str) and said in ANSWERS, f"it says {said!r}; the answers are {', '.join(ANSWERS)}.")
-        expect(said == right, f"it says {said!r} where {right!r} is right: {messages[right]}")
+        answer = call(functools.update_wrapper(functools.partial(attempt, model, optimizer), attempt))
+        expect(isinstance(answer, str) and answer in ANSWERS, f"it says {answer!r}; answer {', '.join(ANSWERS)}.")
+        expect(answer == right, f"it says {answer!r} where {right!r} is right: {messages[right]}")
 
 
 def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
@@ -156,13 +156,13 @@ def t4_setting(attempt: Attempt) -> None:
     expect(
         set(setting) == set(wanted), f"its keys are {', '.join(map(str, setting))}; {', '.join(wanted)} are asked for."
     )
-    batch_size, length, again = (plain(setting[name]) for name in wanted)
+    batch_size, length, checkpointing = (plain(setting[name]) for name in wanted)
     whole = all(is_whole(n) and n > 0 for n in (batch_size, length))
     expect(whole, "batch_size and sequence_length are whole numbers from 1.")
-    expect(isinstance(again, bool), f"gradient_checkpointing is {again!r}; True or False is expected.")
+    expect(isinstance(checkpointing, bool), f"gradient_checkpointing is {checkpointing!r}; pass True or False.")
     expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
     tokens = batch_size * length
     expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; at least {TOKENS:,} are wanted.")
     peak = estimate(llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16, **setting).total
-    advice = "lower one of the two." if again else "what does gradient checkpointing save?"
+    advice = "lower one of the two." if checkpointing else "what does gradient checkpointing save?"
     expect(peak <= ROOM, f"its peak is {peak / 1e9:.1f} GB, over the {ROOM / 1e9:.0f} GB of the card; {advice}")

@@ -63,7 +63,7 @@ def claims() -> dict[str, Any]:
 _STEADY = [61.0, 70.2, 55.1, 66.3, 58.8]
 
 
-@check(_noise, "one pair is none, and five are told by their differences.")
+@check(_noise, "you do not judge from one pair, and you compare five pairs by their differences.")
 def noise(attempt: Attempt) -> None:
     """Check `my_noise(a, b) -> "higher", "lower" or "cannot tell"`."""
     higher = [a + gain for a, gain in zip(_STEADY, [0.5, 0.6, 0.4, 0.5, 0.6], strict=True)]
@@ -89,36 +89,34 @@ def noise(attempt: Attempt) -> None:
         (_STEADY, _STEADY, "cannot tell", "these are the same scores twice; zero lies in the interval."),
     ]
     for a, b, right, why in cases:
-        said = call(attempt, list(a), list(b))
-        expect(isinstance(said, str) and said in SAID, f"it says {said!r}; the answers are {', '.join(SAID)}.")
-        expect(said == right, f"for a={a} and b={b} it says {said!r}: {why}")
+        answer = call(attempt, list(a), list(b))
+        expect(isinstance(answer, str) and answer in SAID, f"it says {answer!r}; the answers are {', '.join(SAID)}.")
+        expect(answer == right, f"for a={a} and b={b} it says {answer!r}: {why}")
 
 
-@check(_enough, "no seed too many, none too few, and 0 where time is short.")
+@check(_enough, "you ask for as many seeds as it takes and no more, and for 0 where the time is too short.")
 def enough(attempt: Attempt) -> None:
     """Check `my_enough(spread, difference, minutes, budget) -> seeds or 0`."""
     # Ten thousand minutes are enough for any of these.
     for spread, difference, minutes in [(1.0, 1.0, 7), (0.01, 0.005, 3), (2.0, 9.0, 11), (1.5, 0.5, 1)]:
         right = _enough(spread, difference, minutes, budget=10_000)
-        said = plain(call(attempt, spread, difference, minutes, 10_000))
+        answer = plain(call(attempt, spread, difference, minutes, 10_000))
         expect(
-            is_whole(said) and said > 0,
-            f"it gives back {said!r} where there is time; return a whole number of seeds.",
+            is_whole(answer) and answer > 0,
+            f"it gives back {answer!r} where there is time; return a whole number of seeds.",
         )
-        asked = f"for a spread of {spread:g} and a difference of {difference:g}"
-        if said != right:
-            found = detectable(spread, max(said, 2))
-            way = "too few" if said < right else "more than it takes"
-            raise Wrong(f"{asked} it says {said} seeds, {way}: what {max(said, 2)} detect is {found:.3g}.")
-        asked += f" and runs of {minutes} min"
+        case = f"for a spread of {spread:g} and a difference of {difference:g}"
+        if answer != right:
+            found = detectable(spread, max(answer, 2))
+            way = "too few" if answer < right else "more than it takes"
+            raise Wrong(f"{case} it says {answer} seeds, {way}: what {max(answer, 2)} detect is {found:.3g}.")
+        case += f" and runs of {minutes} min"
         cost = 2 * right * minutes
         just = plain(call(attempt, spread, difference, minutes, cost))
-        expect(
-            is_whole(just) and just == right, f"{asked} it says {just!r}, but {cost} minutes are enough for {right}."
-        )
+        expect(is_whole(just) and just == right, f"{case} it says {just!r}, but {cost} minutes are enough for {right}.")
         short = plain(call(attempt, spread, difference, minutes, cost - 1))
-        told = f"{asked} it says {short!r}, but {cost - 1} minutes are too few for {right} seeds of two methods each; "
-        expect(is_whole(short) and short == 0, f"{told}return 0.")
+        message = f"{case} it says {short!r}, but {cost - 1} minutes are too few for {right} seeds of two methods; "
+        expect(is_whole(short) and short == 0, f"{message}return 0.")
 
 
 _FULL = {"method": "lora", "r": 32, "lora_alpha": 64, "learning_rate": 3e-4, "lora_dropout": 0.05, "seed": 0}
@@ -141,32 +139,32 @@ _ARMS: list[tuple[dict[str, Any], dict[str, Any], set[str], str]] = [
 ]
 
 
-@check(_confounds, "all that differs is told, and nothing else.")
+@check(_confounds, "you name all that differs, and nothing else.")
 def confounds(attempt: Attempt) -> None:
     """Check `my_confounds(a, b) -> set of names`."""
     for a, b, right, why in [*_ARMS, *((b, a, right, why) for a, b, right, why in _ARMS)]:
         given = json.loads(json.dumps([a, b]))  # values that are equal and not the same objects, as in files of runs
-        said = call(attempt, *given)
+        answer = call(attempt, *given)
         expect(given == [a, b], "it changed a configuration, which the lesson goes on with; make a copy first.")
-        listed = not isinstance(said, str | dict) and hasattr(said, "__iter__")
-        expect(listed, f"a {type(said).__name__} comes back; return the names that differ, as a set.")
-        names = set(said)
+        listed = not isinstance(answer, str | dict) and hasattr(answer, "__iter__")
+        expect(listed, f"a {type(answer).__name__} comes back; return the names that differ, as a set.")
+        names = set(answer)
         expect("method" not in names, "the method is what is compared; leave it out.")
         expect(names == right, f"for {a} and {b} it names {sorted(map(str, names)) or 'nothing'}: {why}")
 
 
-@check(_audit, "a verdict on every claim, each as the sources bear it out.")
+@check(_audit, "every claim has a verdict, and the sources bear each one out.")
 def audit(attempt: Attempt) -> None:
     """Check `my_audit() -> {claim: verdict}`."""
-    said, ours = call(attempt), claims()
-    expect(isinstance(said, dict), f"a {type(said).__name__} comes back; return a dict of claim: verdict.")
+    answer, ours = call(attempt), claims()
+    expect(isinstance(answer, dict), f"a {type(answer).__name__} comes back; return a dict of claim: verdict.")
     words = sorted({claim["verdict"] for claim in ours.values()})
-    for name, word in said.items():
-        expect(name in ours, f"there is no claim {name!r}; the names stand in the table.")
+    for name, word in answer.items():
+        expect(name in ours, f"{name!r} is not the name of a claim; the names stand in the table.")
         expect(word not in ("right", "true"), f"{name!r} is called {word}, but none of the claims holds as it stands.")
         expect(word in words, f"{name!r} is called {word!r}; the verdicts are {', '.join(words)}.")
-    missing = [name for name in ours if name not in said]
-    apart = [name for name in said if said[name] not in {ours[name]["verdict"], *ALSO.get(name, ())}]
-    told = f"{len(said) - len(apart)} of {len(ours)} verdicts are borne out; "
-    expect(not apart, f"{told}look again at {', '.join(apart)}.")
-    expect(not missing, f"{told}still without one: {', '.join(missing)}.")
+    missing = [name for name in ours if name not in answer]
+    apart = [name for name in answer if answer[name] not in {ours[name]["verdict"], *ALSO.get(name, ())}]
+    message = f"{len(answer) - len(apart)} of {len(ours)} verdicts are borne out; "
+    expect(not apart, f"{message}look again at {', '.join(apart)}.")
+    expect(not missing, f"{message}still without one: {', '.join(missing)}.")

@@ -47,13 +47,13 @@ def _persona_item() -> dict[str, Any]:
 def choose(attempt: Attempt) -> None:
     """Check `my_choose(fits_16, fits_4, priority, inference, takes_dora) -> method or None`."""
     for (fits_16, fits_4), priority, inference, takes_dora in CASES:
-        said = _named(attempt, (fits_16, fits_4, priority, inference, takes_dora))
+        answer = _named(attempt, (fits_16, fits_4, priority, inference, takes_dora))
         right = _choose(fits_16, fits_4, priority, inference, takes_dora)
-        if said == right:
+        if answer == right:
             continue
         case = f"fits_16={fits_16}, fits_4={fits_4}, {priority} first, served {inference}, takes_dora={takes_dora}"
-        told = f"for {case} it says {said!r}, but {right!r} is right"
-        raise Wrong(f"{told}; {_why(said, right, priority, inference)}")
+        message = f"for {case} it says {answer!r}, but {right!r} is right"
+        raise Wrong(f"{message}; {_why(answer, right, priority, inference)}")
 
 
 def _named(attempt: Attempt, case: tuple[Any, ...]) -> str | None:
@@ -63,20 +63,20 @@ def _named(attempt: Attempt, case: tuple[Any, ...]) -> str | None:
         return [attempt(*args)]
 
     boxed.__name__ = getattr(attempt, "__name__", "it")
-    (said,) = call(boxed, *case)
-    known = said is None or (isinstance(said, str) and said in METHODS)
-    expect(known, f"it says {said!r}; one of {', '.join(METHODS)}, or None, is expected.")
-    return said
+    (answer,) = call(boxed, *case)
+    known = answer is None or (isinstance(answer, str) and answer in METHODS)
+    expect(known, f"it says {answer!r}; one of {', '.join(METHODS)}, or None, is expected.")
+    return answer
 
 
-def _why(said: str | None, right: str | None, priority: str, inference: str) -> str:
+def _why(answer: str | None, right: str | None, priority: str, inference: str) -> str:
     if right is None:
         return "not even a 4-bit base fits."
-    if said is None:
+    if answer is None:
         return "something fits, so something can be named; does your function return in every case?"
-    if said[0] == "Q" != right[0]:
+    if answer[0] == "Q" != right[0]:
         return "the base may stay in 16 bits."
-    if right[0] == "Q" != said[0]:
+    if right[0] == "Q" != answer[0]:
         return "the base is in 4 bits: it does not fit otherwise, it is served so, or memory is first."
     if right.endswith("DoRA"):
         return "quality is first, the adapter is merged and the stack takes DoRA."
@@ -91,7 +91,7 @@ def _why(said: str | None, right: str | None, priority: str, inference: str) -> 
 def items_explain(attempt: Attempt) -> None:
     """Check `my_items_explain(p, q, items) -> gap in standard errors`."""
     for p, q, items in [(0.40, 0.44, 100), (0.32, 0.56, 500), (0.47, 0.46, 1319)]:
-        said = expect_number(call(attempt, p, q, items), "what it gives")
+        answer = expect_number(call(attempt, p, q, items), "what it gives")
         right = _items_explain(p, q, items)
         vp, vq = p * (1 - p), q * (1 - q)
         apart, gap = ((vp / items) ** 0.5, (vq / items) ** 0.5), q - p
@@ -106,10 +106,10 @@ def items_explain(attempt: Attempt) -> None:
             (gap / ((vp + vq) ** 0.5 / items), "the error shrinks with the root of the items, not with the items."),
             (gap / ((vp + vq) / items), "it divides by the variance; take its root."),
         ]:
-            expect(abs(said - slip) > 1e-6 * abs(right), f"for {p}, {q} and {items} items: {message}")
+            expect(abs(answer - slip) > 1e-6 * abs(right), f"for {p}, {q} and {items} items: {message}")
         expect(
-            abs(said - right) < 1e-3 * abs(right),
-            f"for {p}, {q} and {items} items it gives {said:.3f}, but {right:.3f} is right; look at the formula above.",
+            abs(answer - right) < 1e-3 * abs(right),
+            f"for {p}, {q} and {items} items it gives {answer:.3f}, not {right:.3f}; look at the formula above.",
         )
 
 

@@ -1,6 +1,6 @@
 """Time adapted layers and whole training steps, forward and backward, against PEFT's LoRA and QLoRA.
 
-`python -m tools.bench` prints two tables. All layers of a row group take turns in one process, so that what the machine
+`python -m dora_lesson.experiments.bench` prints two tables. All layers of a row group take turns in one process, so that what the machine
 does meanwhile hits them alike, and ratios to PEFT's LoRA (QLoRA in 4 bits) within that run are what to compare. "Saved"
 is the memory of tensors that autograd keeps from forward to backward, beside the parameters and what the layer holds
 anyway (the DoRA layer holds two vectors, ‖W‖ and ‖V‖). A whole step is one of the bundled Llama on 4 × 128 tokens.
@@ -22,48 +22,50 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from tqdm.auto import tqdm
 
-from dora_lesson import DoRALinear, LoRALinear, add_adapters, load_base, saved_bytes
+from dora_lesson.adapters.inject import add_adapters
+from dora_lesson.adapters.layers import DoRALinear, LoRALinear
 from dora_lesson.memory.timing import benchmark_interleaved
-from tests.parity import parameters_of, peft_layer
-from tools.lift import lift
+from dora_lesson.memory.tracking import saved_bytes
+from dora_lesson.models.load import load_base
 
 SHAPES = [(576, 1536), (4096, 4096), (4096, 14336)]  # (d_in, d_out)
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
-    """One layer a method over the same frozen weight, with B ≠ 0; the first adapter is the one to compare with."""
-    base = nn.Linear(d_in, d_out, bias=False).requires_grad_(False)
-    plain = lift("03_dora_by_hand", "plain-layer")["PlainDoRA"]
+class _Holder(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.proj = layer
+
+
+def peft_layer(base: nn.Module, r: int, use_dora: bool) -> Any:
+    """PEFT's adapted version of `base`, as it sits in a model."""
+    config = LoraConfig(r=r, lora_alpha=r, use_dora=use_dora, target_modules=["proj"])
+    return get_peft_model(_Holder(base), config).base_model.model.proj  # type: ignore[arg-type]
+
+
+def contestants(base: Any, r: int, bits: str = "") -> dict[str, nn.Module]:
+    """One layer a method over the same frozen weight, with B ≠ 0; PEFT's LoRA is the one to compare with."""
     layers = {
-        "base": base,
-        "LoRA (PEFT)": peft_layer(base, r, r, use_dora=False),
-        "DoRA (PEFT)": peft_layer(base, r, r),
-        "DoRA (plain)": plain(base, r, r),
-        "DoRA (ours)": DoRALinear(base, r, r),
+        f"{bits}LoRA (PEFT)": peft_layer(base, r, use_dora=False),
+        f"{bits}LoRA (ours)": LoRALinear(base, r, r),
+        f"{bits}DoRA (PEFT)": peft_layer(base, r, use_dora=True),
+        f"{bits}DoRA (ours)": DoRALinear(base, r, r),
     }
-    for name, layer in layers.items():
-        if name != "base":
-            B = parameters_of(layer)["lora_B"] if "plain" not in name else layer.B
-            nn.init.normal_(B, std=0.01)
-    return layers
+    for layer in layers.values():
+        B = layer.lora_B if isinstance(layer, LoRALinear) else layer.lora_B["default"].weight
+        nn.init.normal_(B, std=0.01)
+    return {"base" + (", NF4" if bits else ""): base, **layers}
 
 
-def four_bit_contestants(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
-    """The same over one NF4 layer with double quantization that multiplies in float32."""
+def full_size(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
+    return contestants(nn.Linear(d_in, d_out, bias=False).requires_grad_(False), r)
+
+
+def four_bit(d_in: int, d_out: int, r: int) -> dict[str, nn.Module]:
+    """Over one NF4 layer with double quantization that multiplies in float32."""
     base: Any = bnb.nn.Linear4bit(d_in, d_out, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-    base = base.to("cpu").requires_grad_(False)
-    layers = {
-        "base, NF4": base,
-        "QLoRA (PEFT)": peft_layer(base, r, r, use_dora=False),
-        "QLoRA (ours)": LoRALinear(base, r, r),
-        "QDoRA (PEFT)": peft_layer(base, r, r),
-        "QDoRA (ours)": DoRALinear(base, r, r),
-    }
-    for name, layer in layers.items():
-        if "base" not in name:
-            nn.init.normal_(parameters_of(layer)["lora_B"], std=0.01)
-    return layers
+    return contestants(base.to("cpu").requires_grad_(False), r, "Q")
 
 
 def whole_steps(rounds: int) -> dict[str, float]:
@@ -106,9 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, medians of {arguments.rounds}\n")
-    groups = [
-        make for name, make in [("16", contestants), ("4", four_bit_contestants)] if arguments.only in (None, name)
-    ]
+    groups = [make for name, make in [("16", full_size), ("4", four_bit)] if arguments.only in (None, name)]
     if groups:
         print("| d_in → d_out | tokens | r | layer | ms | to PEFT's (Q)LoRA | saved MB | beside its, MB |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -97,21 +97,22 @@ def plan_base(
     gated = KNOWN.get(model_id, ("", False))[1]
     settings = {"batch_size": batch_size, "sequence_length": sequence_length, "r": r, "target_modules": target_modules}
     whole, checkpointed = (
-        estimate(config, "qdora", **settings, dtype=dtype, gradient_checkpointing=again) for again in (False, True)
+        estimate(config, "qdora", **settings, dtype=dtype, gradient_checkpointing=needs_checkpointing)
+        for needs_checkpointing in (False, True)
     )
     on_gpu = device.type == "cuda"
-    again = whole.total + 10**9 * on_gpu > free
+    needs_checkpointing = whole.total + 10**9 * on_gpu > free
     trainable, total = adapter_parameters(config, "dora", r=r, target_modules=target_modules)
     parameters = total - trainable
-    operations = (6 if again else 4) * parameters * steps * batch_size * sequence_length
+    operations = (6 if needs_checkpointing else 4) * parameters * steps * batch_size * sequence_length
     return BasePlan(
         model_id=model_id,
         device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
         dtype=dtype,
         download=0 if model_id == BUNDLED or Path(model_id).is_dir() else 2 * parameters,  # 16 bits each
-        peak=(checkpointed if again else whole).total,
+        peak=(checkpointed if needs_checkpointing else whole).total,
         free=free,
-        gradient_checkpointing=again,
+        gradient_checkpointing=needs_checkpointing,
         seconds=operations / (0.5 * _operations_per_second(device, dtype)),
         needs_token=gated and not _token(),
     )

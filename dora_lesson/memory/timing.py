@@ -161,7 +161,7 @@ def random_llama(config: Any, *, four_bit: bool, dtype: torch.dtype, device: tor
             if p.is_meta:
                 value = torch.ones(p.shape) if p.dim() == 1 else torch.randn(p.shape, device=device) * 0.02
                 setattr(module, name, nn.Parameter(value.to(device, dtype)))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its buffers are no weights
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its buffers are not weights
     model.tie_weights()
     model.is_loaded_in_4bit = four_bit  # PEFT asks for it
     return model.requires_grad_(False).train()

@@ -48,8 +48,8 @@ def saved_by(run: Callable[[], Any], held: Callable[[], Iterable[Tensor]]) -> in
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         run()
-    own = {_storage(t) for t in held()}
-    return _bytes(t for t in saved if _storage(t) not in own)
+    held_storages = {_storage(t) for t in held()}
+    return _bytes(t for t in saved if _storage(t) not in held_storages)
 
 
 def _storage(t: Tensor) -> int:
@@ -64,7 +64,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _made(out: Any, *inputs: Any) -> list[Tensor]:
-    """The tensors in `out` that are no views of those in `inputs`."""
+    """The tensors in `out` that are not views of those in `inputs`."""
     older = {_storage(t) for t in tree_leaves(inputs) if isinstance(t, Tensor)}
     return [t for t in tree_leaves(out) if isinstance(t, Tensor) and _storage(t) not in older]
 
@@ -127,12 +127,12 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     parameters = list(model.parameters())
     some_frozen = not all(p.requires_grad for p in parameters)
     trained = [p for p in parameters if p.requires_grad]
-    kept = [t for layer in model.modules() for _, t in getattr(layer, "_cache", {}).values()]
+    cached = [t for layer in model.modules() for _, t in getattr(layer, "_cache", {}).values()]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
     parts: dict[str, list[Any]] = {
         "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *model.buffers()],
         "quantization constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],
-        "adapters": [*trained, *kept] if some_frozen else [],
+        "adapters": [*trained, *cached] if some_frozen else [],
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer states": [t for t in states if isinstance(t, Tensor) and t.dim()],
     }
@@ -142,8 +142,8 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
 def _constants(layer: Any) -> list[Tensor]:
     """Scales and tables of a 4-bit layer; with double quantization the scales are packed and have their own."""
     state = layer.weight.quant_state
-    own = [state.absmax, state.code]
-    return [*own, state.offset, state.state2.absmax, state.state2.code] if state.nested else own
+    constants = [state.absmax, state.code]
+    return [*constants, state.offset, state.state2.absmax, state.state2.code] if state.nested else constants
 
 
 def free_bytes(device: torch.device) -> int:

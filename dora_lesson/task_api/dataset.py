@@ -55,7 +55,7 @@ def load_task_api(split: str, folder: Path | str | None = None) -> Any:
         folder: where `{split}.jsonl` lies; None is the course's own set.
 
     Raises:
-        ValueError: an unknown split, or a line that is no valid item; the message names file and line.
+        ValueError: an unknown split, or an invalid line; the message names file and line.
         FileNotFoundError: the file is not there.
     """
     from datasets import Dataset

@@ -79,8 +79,8 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     low = text.lower().replace("\u2019", "'")
     stems = _stems(text)
     sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", text) if s]
-    # Offers are no claims: "shall I move it?" has moved nothing.
-    told = " ".join(s for s in sentences if not s.endswith("?")).lower().replace("\u2019", "'")
+    # An offer claims nothing: "shall I move it?" has moved nothing.
+    claims = " ".join(s for s in sentences if not s.endswith("?")).lower().replace("\u2019", "'")
     tasks = dict(re.findall(r"^(\d+)\. (.+?)(?: \(.*\))?$", system, flags=re.M))
     matter = _stems(user) | _stems(_subject(expected, tasks))
     every = matter | {stem for title in tasks.values() for stem in _stems(title)}
@@ -88,7 +88,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     lines = [line for line in reply.splitlines() if line.lstrip().startswith("{")]
     valid = len(lines) == 1 and call is not None and validate_call(call) is None
     valid = valid and ("task" not in call or str(call["task"]) in tasks)  # type: ignore[operator, index]
-    points["deliver"] = int(valid) + int(call is not None and _delivers(call, told, low, stems & every, tasks))
+    points["deliver"] = int(valid) + int(call is not None and _delivers(call, claims, low, stems & every, tasks))
     last = sentences[-1].lower() if sentences else ""
     offers = last.endswith("?") or bool(_OFFER.match(last))
     about = stems & (every if expected["action"] in ("list", "none") else matter)
@@ -99,15 +99,15 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     lapses += words > 60 or len(sentences) > 4
     points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
     acts = call is not None and call.get("action") != "none"
-    held_back, refused = not acts and not _DONE.search(told), bool(_REFUSAL.search(told))
+    held_back, refused = not acts and not _DONE.search(claims), bool(_REFUSAL.search(claims))
     holds = held_back if expected["action"] == "none" else acts and not refused
     points["boundaries"] = 2 if holds and words >= 4 else 0
     return points
 
 
-def _delivers(call: Call, told: str, low: str, stems: set[str], tasks: dict[str, str]) -> bool:
+def _delivers(call: Call, claims: str, low: str, stems: set[str], tasks: dict[str, str]) -> bool:
     if call.get("action") == "none":
-        return bool(stems or not tasks) and not _DONE.search(told)
+        return bool(stems or not tasks) and not _DONE.search(claims)
     if call.get("action") == "list":
         named = any(stems & _stems(title) for title in tasks.values())
         return named or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
