@@ -138,7 +138,7 @@ def test_four_bit_without_bitsandbytes_says_what_to_install(monkeypatch: pytest.
     def missing(*_: Any, **__: Any) -> None:
         raise ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes")
 
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", missing)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
     with pytest.raises(SetupError, match=r"run `pip install -U bitsandbytes`, or pass four_bit=False"):
         load_base("some/llama", four_bit=True)
 
