@@ -31,6 +31,17 @@ sys.addaudithook(forbid)
 """
 
 
+SLOW_FIXTURES = {"bundled", "tiny_base", "run_python", "kernels_offline"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test as slow that loads a model or starts a Python, so that `make test-quick` leaves it out."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def bundled() -> tuple[Any, Any]:
     """The bundled model in float32 on the CPU, and its tokenizer, shared by all tests: none may change them."""

@@ -46,6 +46,7 @@ def compare(model, size: dict[str, int], optimizer_class=torch.optim.AdamW, pass
     return measure_peak_memory(step, model, optimizer), optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "size"), [*((method, (2, 48)) for method in METHODS), ("full", (1, 11))])
 def test_the_estimate_is_what_a_step_of_the_bundled_model_takes(method: str, size: tuple[int, int]) -> None:
     sizes = {"batch_size": size[0], "sequence_length": size[1]}
@@ -89,6 +90,7 @@ def test_bfloat16_activations(method: str) -> None:
     assert expected.total - copies == pytest.approx(measured.total, rel=SMALL_VOCABULARY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qdora", "lora"])
 def test_logits_of_the_replies_alone(method: str) -> None:
     model = prepared(load_base(four_bit=method.startswith("q"))[0], method, r=16)

@@ -25,6 +25,7 @@ def request(model: Any, priority: str, sequence_length: int = 512) -> Request:
     return parse_request(8, model, priority, "merged", "peft", sequence_length, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora", "qdora"])
 def test_a_measured_step_of_peft_takes_the_estimated_bytes(method: str, checkpointing: bool) -> None:

@@ -295,6 +295,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["download", "convert"])
 def test_a_killed_call_is_made_good_by_the_next(cache: Path, tmp_path: Path, step: str) -> None:
     process = start_slow(tmp_path, step)
@@ -308,6 +309,7 @@ def test_a_killed_call_is_made_good_by_the_next(cache: Path, tmp_path: Path, ste
     assert bundled_status()[0]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_the_work_once(cache: Path, tmp_path: Path) -> None:
     first = start_slow(tmp_path, "convert")
     wait_for(tmp_path / "started")

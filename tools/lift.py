@@ -1,4 +1,4 @@
-"""Take code out of a lesson by machine, so that what the reader writes is what tests and bench run."""
+"""Run cells of a lesson as code, so that tests and the bench use exactly what the reader writes."""
 
 from __future__ import annotations
 

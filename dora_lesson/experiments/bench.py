@@ -1,9 +1,10 @@
 """Time adapted layers and whole training steps, forward and backward, against PEFT's LoRA and QLoRA.
 
 `python -m dora_lesson.experiments.bench` prints two tables. All layers of a row group take turns in one process, so
-that what the machine does meanwhile hits them alike: compare ratios to PEFT's LoRA (QLoRA in 4 bits) of one run. "Saved"
-is the memory of tensors that autograd keeps from forward to backward, beside the parameters and what the layer holds
-anyway (the DoRA layer holds two vectors, ‖W‖ and ‖V‖). A whole step is one of the bundled Llama on 4 × 128 tokens.
+that what the machine does meanwhile hits them alike: compare ratios to PEFT's LoRA (QLoRA in 4 bits) of one run.
+"Saved" is the memory of tensors that autograd keeps from forward to backward, beside the parameters and what the layer
+holds anyway (the DoRA layer holds two vectors, ‖W‖ and ‖V‖). A whole step is one of the bundled Llama on 4 × 128
+tokens.
 """
 
 from __future__ import annotations
