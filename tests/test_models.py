@@ -412,7 +412,7 @@ def test_a_hub_that_cannot_be_reached() -> None:
 
     error = OSError("We couldn't connect")
     error.__cause__ = httpx.ConnectError("refused")
-    assert "the hub cannot be reached" in str(models._explained("some/model", error, bundled=False))
+    assert "the hub cannot be reached" in str(models.explained("some/model", error))
 
 
 def test_weights_that_are_only_pickled_are_refused(tmp_path: Path) -> None:

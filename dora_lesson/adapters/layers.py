@@ -223,9 +223,10 @@ def _require_base(base: nn.Module) -> None:
 
 def _require_numbers(base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float) -> None:
     d_out, d_in = base.out_features, base.in_features
+    largest = min(d_out, d_in)
     if not isinstance(r, int) or isinstance(r, bool):
         raise TypeError(f"r is {r!r}, but an integer is expected: pass a rank such as 8 or 16.")
-    if not 1 <= r <= (largest := min(d_out, d_in)):
+    if not 1 <= r <= largest:
         raise ValueError(f"r is {r}, but a layer with d_out={d_out} and d_in={d_in} takes a rank from 1 to {largest}.")
     if not isinstance(lora_alpha, int | float):
         raise TypeError(f"lora_alpha is {lora_alpha!r}, but a number is expected: try {r} or {2 * r}.")
