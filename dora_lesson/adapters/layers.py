@@ -181,18 +181,14 @@ class _ScaleOutputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, m: Tensor, norm: Tensor) -> Tensor:
         ctx.save_for_backward(z, m, norm)
-        return _rounded_once(z, m / _nonzero(norm))
+        return torch.mul(z, m / _nonzero(norm), out=torch.empty_like(z))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         z, m, norm = ctx.saved_tensors
-        dm = (dy * z).sum(dim=0, dtype=m.dtype) / _nonzero(norm)
-        return _rounded_once(dy, m / _nonzero(norm)), dm, None
-
-
-def _rounded_once(z: Tensor, scale: Tensor) -> Tensor:
-    """z · scale, computed in the wider dtype of the two and returned in that of z."""
-    return torch.mul(z, scale, out=torch.empty_like(z))
+        product = dy * z
+        dm = product.sum(dim=0, dtype=m.dtype) / _nonzero(norm)
+        return torch.mul(dy, m / _nonzero(norm), out=product), dm, None  # the product's memory serves twice
 
 
 def _nonzero(norm: Tensor) -> Tensor:
