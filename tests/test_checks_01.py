@@ -147,7 +147,7 @@ WRONG: list[tuple[str, Attempt, str]] = [
     ("direction_change", lambda a, b: (1 - (a * b).sum(1)).mean(), "dividing by both lengths"),
     ("direction_change", lambda a, b: (1 - (a * b).sum(1) / (norm(a) * norm(b))).mean(), "NaN"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=1).acos().mean(), "radians"),
-    ("direction_change", lambda a, b: float("nan"), "it gives nan"),
+    ("direction_change", lambda a, b: float("nan"), "you return nan"),
     ("direction_change", lambda a, b: F.cosine_similarity(a, b, dim=2).mean(), "raised"),
 ]
 

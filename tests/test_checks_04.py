@@ -35,7 +35,7 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
     ("attempt", "words"),
     [
         (config(use_dora=False), "use_dora=True"),
-        (config(target_modules=["q_proj"], r=32, lora_alpha=64), "v_proj are asked for"),
+        (config(target_modules=["q_proj"], r=32, lora_alpha=64), "asks for q_proj and v_proj"),
         (config(lora_alpha=16), "scaling of 2"),
         (config(use_rslora=True), "use_rslora divides by the root of r"),
         (config(alpha_pattern={"v_proj": 48}), "scales by 4"),
@@ -105,7 +105,7 @@ def test_a_right_guard_is_accepted(attempt, capsys):
         (zero_equals_zero, "0 equals 0"),
         (most_train, "one frozen magnitude passes"),
         (lambda model: hasattr(model.merge_and_unload(), "lora_A"), "in place"),
-        (lambda model: False, "not recognised"),
+        (lambda model: False, "not recognized"),
         (lambda model: "yes", "True or False"),
     ],
 )

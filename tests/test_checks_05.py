@@ -93,7 +93,7 @@ def right_bytes(P, Q, N):
     (lambda P, Q, N: Q / 2 + Q / 64 + Q / 4096 + 12 * N, "not packed"),
     (lambda P, Q, N: 2 * P + 12 * N, "part by part"),
     (lambda P, Q, N: right_bytes(P, Q, N) - 12 * N, "without the adapters and their states"),
-    (lambda P, Q, N: f"{P / 2}", "a number of bytes"),
+    (lambda P, Q, N: f"{P / 2}", "the number of bytes"),
     (lambda P, Q, N: float("nan"), "a finite number is expected"),
 ])  # fmt: skip
 def test_wrong_bytes_are_named(attempt, words, capsys):
@@ -156,12 +156,12 @@ def by_any(model, optimizer, frozen=all, stepped=all):
 @pytest.mark.parametrize(("attempt", "words"), [
     (lambda model, optimizer: by_any(model, optimizer, frozen=any), "one frozen one is enough"),
     (lambda model, optimizer: by_any(model, optimizer, stepped=any), "one that is missing is enough"),
-    (by_flag, "frozen magnitudes are not recognised"),
+    (by_flag, "frozen magnitudes are not recognized"),
     (by_first_group, "is not called DoRA"),
     (optimizer_first, "'no magnitude' is right"),
-    (lambda model, optimizer: "DoRA", "LoRA layers are not recognised"),
-    (lambda model, optimizer: True, "answer DoRA"),
-    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "answer DoRA"),
+    (lambda model, optimizer: "DoRA", "LoRA layers are not recognized"),
+    (lambda model, optimizer: True, "return one of DoRA"),
+    (lambda model, optimizer: np.array(["DoRA", "frozen"]), "return one of DoRA"),
     (lambda model, optimizer: [p for p in model.parameters() if p in optimizer.param_groups[0]["params"]], "raised"),
 ])  # fmt: skip
 def test_a_wrong_diagnosis_is_named(attempt, words, capsys):

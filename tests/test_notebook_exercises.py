@@ -85,7 +85,7 @@ def test_lesson_05_runs_on_another_llama(small_base: Path) -> None:
     assert "not in the optimizer" in printed["silent-run"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("small_base")
 def test_the_capstone_of_lesson_07_runs_once_it_is_filled_in() -> None:
     notebook = lesson("07")

@@ -69,16 +69,16 @@ def _numbers(answer: Any, right: list[float], slips: Slips) -> str | None:
         raise TypeError  # their parts have no order, or are letters
     given = [float(value) for value in answer]
     if len(given) != len(right):
-        return f"{len(given)} numbers, but {len(right)} are asked for"
+        return f"you give {len(given)} numbers, but the question asks for {len(right)}"
     for values, message in [(right, None), *slips]:
         if all(abs(x - y) < 0.02 for x, y in zip(given, values, strict=True)):
             return message
-    return f"{given} is not it"
+    return f"{given} is not right"
 
 
 def _ready(answer: Any) -> str | None:
     if str(answer).lower() not in ("yes", "no"):
-        return "yes or no, please: what does the last line of dora_lesson.doctor() say?"
+        return "answer 'yes' or 'no': what does the last line of dora_lesson.doctor() say?"
     ready = "yes" if doctor().ok else "no"
     return None if str(answer).lower() == ready else f"dora_lesson.doctor() says {ready}: run it and read its last line"
 
@@ -113,7 +113,7 @@ def _configured(answer: Any) -> str | None:
     if plain(given.get("use_dora")) is not True:
         return "use_dora is not True, so this is LoRA"
     if given.get("r") != 8:
-        return f"r is {given.get('r')!r}, but 8 is asked for"
+        return f"r is {given.get('r')!r}, but the question asks for 8"
     alpha, root = given.get("lora_alpha"), given.get("use_rslora")
     if root and not (alpha and math.isclose(alpha / 8**0.5, 2)):
         return f"use_rslora divides lora_alpha by the root of r, and {alpha!r} / √8 is not 2; leave it out"
@@ -133,7 +133,7 @@ def _bits(answer: Any) -> str | None:
     value = float(answer)
     if round(value, 3) == round(right, 3):
         return None
-    return next((message for slip, off, message in slips if abs(value - slip) < off), f"{value:g} is not it")
+    return next((message for slip, off, message in slips if abs(value - slip) < off), f"{value:g} is not right")
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def _pairs() -> bool:
 def _shown(answer: Any) -> str | None:
     answer = plain(answer)
     if not isinstance(answer, bool):
-        return "True or False, please"
+        return "answer True or False"
     hint = "three pairs of +0.03, +0.01, +0.04: compute paired_difference, and look whether zero is inside"
     return None if answer == _pairs() else hint
 
@@ -156,7 +156,7 @@ def _chosen(answer: Any) -> str | None:
         return None
     why = dict.fromkeys(["lora", "dora"], "the 16-bit weights alone are larger than the card")
     why["qdora"] = "beside a packed base the adapter is not merged, and DoRA's price falls due at every token"
-    return why.get(method, "one of LoRA, DoRA, QLoRA, QDoRA is asked for")
+    return why.get(method, "answer LoRA, DoRA, QLoRA or QDoRA")
 
 
 _TASKS = (

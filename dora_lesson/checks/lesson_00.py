@@ -13,7 +13,7 @@ def _scaling(lora_alpha: float, r: int) -> float:
 def scaling(attempt: Attempt) -> None:
     """Check `my_scaling(lora_alpha, r) -> lora_alpha / r`."""
     for lora_alpha, r in [(16, 8), (8, 32), (3.0, 4), (10, 4)]:
-        value = expect_number(call(attempt, lora_alpha, r), "what it gives")
+        value = expect_number(call(attempt, lora_alpha, r), "what you return")
         slips = [
             (r / lora_alpha, "it is upside down, r / lora_alpha; divide lora_alpha by r."),
             (lora_alpha, "it is lora_alpha itself; divide it by r."),
@@ -25,6 +25,6 @@ def scaling(attempt: Attempt) -> None:
             for slip, message in slips:
                 expect(value != slip, message)
             raise Wrong(
-                f"for lora_alpha = {lora_alpha} and r = {r} it gives {value}, but {lora_alpha / r} is right; "
+                f"for lora_alpha = {lora_alpha} and r = {r} you return {value}, but {lora_alpha / r} is right; "
                 "look at the formula in the text above."
             )

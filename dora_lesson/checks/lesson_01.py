@@ -1,7 +1,7 @@
 """Checks of lesson 01: decompose, recompose, and the two changes ΔM and ΔD.
 
 Every check starts with a square matrix. There a wrong axis raises no shape error, so the wrong value itself can be
-recognised and named; the matrices that are not square come after.
+recognized and named; the matrices that are not square come after.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _examine_change(
         if not close(value, reference(W0, W1)):
             blame(value, suspects(W0, W1))
             raise Wrong(
-                f"for two {d_out} x {d_in} matrices it gives {value.item():.4f}, but {reference(W0, W1).item():.4f} "
+                f"for two {d_out} x {d_in} matrices you return {value.item():.4f}, but {reference(W0, W1).item():.4f} "
                 "is right; check the norms (dim=1) and the mean over the rows."
             )
     W0, W1 = _random(20, 4, 3), _random(21, 4, 3)
@@ -183,7 +183,7 @@ def _one_number(answer: Any, W0: Tensor, W1: Tensor) -> Tensor:
         return torch.tensor(float(answer), dtype=W0.dtype)
     if isinstance(answer, Tensor) and answer.numel() > 1:
         raise Wrong(
-            f"it gives {answer.numel()} numbers of shape {tuple(answer.shape)}, but one is expected; "
+            f"you return {answer.numel()} numbers of shape {tuple(answer.shape)}, but one is expected; "
             "end with the mean over the rows."
         )
     return expect_tensor(answer, (), W0.dtype, "the answer", "one number without dims, as .mean() gives it.")

@@ -75,19 +75,19 @@ def _examine_one_forward(
 @check(_count, "r (d_in + d_out) for each adapted layer.")
 def lora_count(attempt: Attempt) -> None:
     """Check `my_lora_count(shapes, r) -> int`."""
-    for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 3)], 4)]:
+    for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 2)], 4)]:
         # A list of its own for the attempt, which may empty it.
         count, right = expect_number(call(attempt, list(shapes), r), "the count"), _count(shapes, r)
-        slips = {
-            sum(d_out * d_in for d_out, d_in in shapes): "this counts W; the trained parts are A and B.",
-            sum(r * d_in for _, d_in in shapes): "this counts A alone; B has d_out times r numbers more.",
-            sum(r * d_out for d_out, _ in shapes): "this counts B alone; A has r times d_in numbers more.",
-            sum(r * (d_out + d_in) + d_out for d_out, d_in in shapes): "this is DoRA's count; LoRA has no magnitude.",
-            sum(d_out + d_in for d_out, d_in in shapes): "r is missing; A has r rows and B has r columns.",
-            r * sum(shapes[0]): "only the first layer is counted; add up all of them.",
-            sum(r * d_out * d_in for d_out, d_in in shapes): "d_in and d_out are multiplied; A and B are separate.",
-        }
-        for wrong, message in slips.items():
+        slips = [
+            (sum(d_out * d_in for d_out, d_in in shapes), "this counts W; the trained parts are A and B."),
+            (sum(r * d_in for _, d_in in shapes), "this counts A alone; B has d_out times r numbers more."),
+            (sum(r * d_out for d_out, _ in shapes), "this counts B alone; A has r times d_in numbers more."),
+            (sum(r * (d_out + d_in) + d_out for d_out, d_in in shapes), "this is DoRA's count; LoRA has no magnitude."),
+            (sum(d_out + d_in for d_out, d_in in shapes), "r is missing; A has r rows and B has r columns."),
+            (r * sum(shapes[0]), "only the first layer is counted; add up all of them."),
+            (sum(r * d_out * d_in for d_out, d_in in shapes), "d_in and d_out are multiplied; A and B are separate."),
+        ]
+        for wrong, message in slips:
             expect(count == right or count != wrong, message)
         expect(count == right, f"for shapes {shapes} and r={r} you give {count}; A is (r, d_in), B is (d_out, r).")
 
@@ -102,8 +102,8 @@ def movement(attempt: Attempt) -> None:
     answer = call(attempt, *given)
     for own, theirs, name in zip((start, now), given, ("start", "now"), strict=True):
         same = own.keys() == theirs.keys() and all(theirs[key] is own[key] for key in own)
-        expect(same, f"it changed the dict {name}, which the lesson goes on with; build a new dict.")
-    expect(isinstance(answer, dict), f"a {type(answer).__name__} comes back; return a dict by layer name.")
+        expect(same, f"it changed the dict {name}, which the lesson still needs; build a new dict.")
+    expect(isinstance(answer, dict), f"your function returns a {type(answer).__name__}; return a dict by layer name.")
     expect(set(answer) == set(start), f"the names are {sorted(map(str, answer))}; give one for each of {[*start]}.")
     for name, pair in answer.items():
         expect(isinstance(pair, tuple | list) and len(pair) == 2, f"the entry of {name!r} is not a pair (ΔM, ΔD).")

@@ -45,14 +45,14 @@ def budget_config(attempt: Attempt) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = call(attempt)
-    expect(isinstance(config, LoraConfig), f"a {type(config).__name__} comes back; return a LoraConfig.")
+    expect(isinstance(config, LoraConfig), f"your function returns a {type(config).__name__}; return a LoraConfig.")
     expect(config.use_dora, "use_dora is not set, so this is LoRA; pass use_dora=True.")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     adapted = get_peft_model(model, copy.deepcopy(config))  # PEFT fills in what the configuration leaves open
     report = adapter_report(adapted)
     parts = {row[0]: row[1] for row in report.rows}
-    expect({"q_proj", "v_proj"} <= parts.keys(), f"it adapts {sorted(parts)}; q_proj and v_proj are asked for.")
+    expect({"q_proj", "v_proj"} <= parts.keys(), f"it adapts {sorted(parts)}; the task asks for q_proj and v_proj.")
     blocks = SHAPE["num_hidden_layers"]
     for part in ("q_proj", "v_proj"):
         expect(parts[part] == blocks, f"it adapts {part} in {parts[part]} of the {blocks} blocks; adapt it in all.")
@@ -72,11 +72,11 @@ def budget_config(attempt: Attempt) -> None:
     )
 
 
-@check(_is_dora, "every adapted layer is asked for a magnitude that trains.")
+@check(_is_dora, "your function finds every layer whose magnitude does not train.")
 def is_dora(attempt: Attempt) -> None:
     """Check `my_is_dora(model) -> bool`."""
     cases = [
-        (_small(True), True, "a DoRA model is not recognised; look for lora_magnitude_vector in the layers."),
+        (_small(True), True, "a DoRA model is not recognized; look for lora_magnitude_vector in the layers."),
         (
             _small(False),
             False,
@@ -94,7 +94,7 @@ def is_dora(attempt: Attempt) -> None:
     ]
     for model, right, message in cases:
         answer = plain(call(attempt, model))
-        expect(isinstance(answer, bool), f"a {type(answer).__name__} comes back; return True or False.")
+        expect(isinstance(answer, bool), f"your function returns a {type(answer).__name__}; return True or False.")
         expect(answer == right, message)
 
 
@@ -116,9 +116,9 @@ def merged_copy(attempt: Attempt) -> None:
     given = copy.deepcopy(model)
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     merged = call(functools.update_wrapper(lambda: attempt(given), attempt))
-    expect(isinstance(merged, nn.Module), f"a {type(merged).__name__} comes back; return the merged model.")
+    expect(isinstance(merged, nn.Module), f"your function returns a {type(merged).__name__}; return the merged model.")
     left = any(hasattr(module, "lora_A") for module in merged.modules())
-    expect(not left, "the model that comes back still holds adapters; merge_and_unload leaves none.")
+    expect(not left, "the model that you return still holds adapters; merge_and_unload leaves none.")
     with torch.no_grad():
         logits = merged(tokens).logits
     expect(not torch.allclose(logits, plain, atol=1e-6), "this is the base without the adapter; merge, do not unload.")

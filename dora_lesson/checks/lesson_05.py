@@ -61,7 +61,9 @@ def nf4_block(attempt: Attempt) -> None:
         largest = int(w.abs().argmax())
         w[largest] = (-1) ** seed * w[largest].abs()  # its sign must not matter
         answer = call(attempt, w, levels)
-        expect(isinstance(answer, tuple | list) and len(answer) == 2, "two things are asked for: return codes, scale.")
+        expect(
+            isinstance(answer, tuple | list) and len(answer) == 2, "the task asks for two things: return codes, scale."
+        )
         codes, scale = answer
         codes = expect_tensor(codes, (64,), codes.dtype if isinstance(codes, Tensor) else torch.long, "codes")
         expect(not codes.is_floating_point(), "codes are levels; return which level it is, a number from 0 to 15.")
@@ -84,7 +86,7 @@ def qdora_bytes(attempt: Attempt) -> None:
     """Check `my_qdora_bytes(P, Q, N) -> bytes`."""
     sizes = [(8_030_261_248, 6_979_321_856, 43_319_296), (134_515_008, 106_168_320, 5_040_000)]
     for P, Q, N in sizes:
-        answer = expect_number(call(attempt, P, Q, N), "what comes back, a number of bytes,")
+        answer = expect_number(call(attempt, P, Q, N), "the number of bytes")
         right = _qdora_bytes(P, Q, N)
         for name, slip in [
             ("in bits; divide by 8", 8 * right),
@@ -100,7 +102,9 @@ def qdora_bytes(attempt: Attempt) -> None:
         ]:
             expect(abs(answer - slip) > 1e-6 * right, f"for P={P:,} this is the sum {name}.")
         off = (answer - right) / right
-        expect(abs(off) < 1e-3, f"for P={P:,} it says {answer / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part.")
+        expect(
+            abs(off) < 1e-3, f"for P={P:,} you return {answer / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part."
+        )
 
 
 @check(_why_not_dora, "three ways of not being DoRA, each told from the others.")
@@ -108,16 +112,18 @@ def why_not_dora(attempt: Attempt) -> None:
     """Check `my_why_not_dora(model, optimizer) -> str`."""
     messages = {
         "DoRA": "a run whose magnitudes train is not called DoRA.",
-        "no magnitude": "LoRA layers are not recognised; no name holds 'magnitude' there.",
-        "frozen": "frozen magnitudes are not recognised; look at requires_grad, and one frozen one is enough.",
-        "not in the optimizer": "magnitudes that no optimizer steps are not recognised; compare id(p), not names, "
+        "no magnitude": "LoRA layers are not recognized; no name holds 'magnitude' there.",
+        "frozen": "frozen magnitudes are not recognized; look at requires_grad, and one frozen one is enough.",
+        "not in the optimizer": "magnitudes that no optimizer steps are not recognized; compare id(p), not names, "
         "and one that is missing is enough.",
     }
     for right, model, optimizer in _runs():
         # Not `call` with the model: a snapshot of it is not needed, and the optimizer has none.
         answer = call(functools.update_wrapper(functools.partial(attempt, model, optimizer), attempt))
-        expect(isinstance(answer, str) and answer in ANSWERS, f"it says {answer!r}; answer {', '.join(ANSWERS)}.")
-        expect(answer == right, f"it says {answer!r} where {right!r} is right: {messages[right]}")
+        expect(
+            isinstance(answer, str) and answer in ANSWERS, f"you return {answer!r}; return one of {', '.join(ANSWERS)}."
+        )
+        expect(answer == right, f"you return {answer!r}, but {right!r} is right: {messages[right]}")
 
 
 def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
@@ -151,10 +157,11 @@ def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
 def t4_setting(attempt: Attempt) -> None:
     """Check `my_t4_setting() -> dict`."""
     setting = call(attempt)
-    expect(isinstance(setting, dict), f"a {type(setting).__name__} comes back; return a dict.")
+    expect(isinstance(setting, dict), f"your function returns a {type(setting).__name__}; return a dict.")
     wanted = ("batch_size", "sequence_length", "gradient_checkpointing")
     expect(
-        set(setting) == set(wanted), f"its keys are {', '.join(map(str, setting))}; {', '.join(wanted)} are asked for."
+        set(setting) == set(wanted),
+        f"its keys are {', '.join(map(str, setting))}; the task asks for {', '.join(wanted)}.",
     )
     batch_size, length, checkpointing = (plain(setting[name]) for name in wanted)
     whole = all(is_whole(n) and n > 0 for n in (batch_size, length))
@@ -162,7 +169,7 @@ def t4_setting(attempt: Attempt) -> None:
     expect(isinstance(checkpointing, bool), f"gradient_checkpointing is {checkpointing!r}; pass True or False.")
     expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
     tokens = batch_size * length
-    expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; at least {TOKENS:,} are wanted.")
+    expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; plan for at least {TOKENS:,}.")
     peak = estimate(llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16, **setting).total
     advice = "lower one of the two." if checkpointing else "what does gradient checkpointing save?"
     expect(peak <= ROOM, f"its peak is {peak / 1e9:.1f} GB, over the {ROOM / 1e9:.0f} GB of the card; {advice}")

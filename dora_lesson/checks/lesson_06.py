@@ -90,8 +90,8 @@ def noise(attempt: Attempt) -> None:
     ]
     for a, b, right, why in cases:
         answer = call(attempt, list(a), list(b))
-        expect(isinstance(answer, str) and answer in SAID, f"it says {answer!r}; the answers are {', '.join(SAID)}.")
-        expect(answer == right, f"for a={a} and b={b} it says {answer!r}: {why}")
+        expect(isinstance(answer, str) and answer in SAID, f"you return {answer!r}; the answers are {', '.join(SAID)}.")
+        expect(answer == right, f"for a={a} and b={b} you return {answer!r}: {why}")
 
 
 @check(_enough, "you ask for as many seeds as it takes and no more, and for 0 where the time is too short.")
@@ -103,19 +103,21 @@ def enough(attempt: Attempt) -> None:
         answer = plain(call(attempt, spread, difference, minutes, 10_000))
         expect(
             is_whole(answer) and answer > 0,
-            f"it gives back {answer!r} where there is time; return a whole number of seeds.",
+            f"you return {answer!r} although there is time enough; return a whole number of seeds.",
         )
         case = f"for a spread of {spread:g} and a difference of {difference:g}"
         if answer != right:
             found = detectable(spread, max(answer, 2))
             way = "too few" if answer < right else "more than it takes"
-            raise Wrong(f"{case} it says {answer} seeds, {way}: what {max(answer, 2)} detect is {found:.3g}.")
+            raise Wrong(f"{case} you return {answer} seeds, {way}: what {max(answer, 2)} detect is {found:.3g}.")
         case += f" and runs of {minutes} min"
         cost = 2 * right * minutes
         just = plain(call(attempt, spread, difference, minutes, cost))
-        expect(is_whole(just) and just == right, f"{case} it says {just!r}, but {cost} minutes are enough for {right}.")
+        expect(
+            is_whole(just) and just == right, f"{case} you return {just!r}, but {cost} minutes are enough for {right}."
+        )
         short = plain(call(attempt, spread, difference, minutes, cost - 1))
-        message = f"{case} it says {short!r}, but {cost - 1} minutes are too few for {right} seeds of two methods; "
+        message = f"{case} you return {short!r}, but {cost - 1} minutes are too few for {right} seeds of two methods; "
         expect(is_whole(short) and short == 0, f"{message}return 0.")
 
 
@@ -145,19 +147,21 @@ def confounds(attempt: Attempt) -> None:
     for a, b, right, why in [*_ARMS, *((b, a, right, why) for a, b, right, why in _ARMS)]:
         given = json.loads(json.dumps([a, b]))  # values that are equal and not the same objects, as in files of runs
         answer = call(attempt, *given)
-        expect(given == [a, b], "it changed a configuration, which the lesson goes on with; make a copy first.")
+        expect(given == [a, b], "it changed a configuration, which the lesson still needs; make a copy first.")
         listed = not isinstance(answer, str | dict) and hasattr(answer, "__iter__")
-        expect(listed, f"a {type(answer).__name__} comes back; return the names that differ, as a set.")
+        expect(listed, f"your function returns a {type(answer).__name__}; return the names that differ, as a set.")
         names = set(answer)
         expect("method" not in names, "the method is what is compared; leave it out.")
-        expect(names == right, f"for {a} and {b} it names {sorted(map(str, names)) or 'nothing'}: {why}")
+        expect(names == right, f"for {a} and {b} you return {sorted(map(str, names)) or 'nothing'}: {why}")
 
 
 @check(_audit, "every claim has a verdict, and the sources bear each one out.")
 def audit(attempt: Attempt) -> None:
     """Check `my_audit() -> {claim: verdict}`."""
     answer, ours = call(attempt), claims()
-    expect(isinstance(answer, dict), f"a {type(answer).__name__} comes back; return a dict of claim: verdict.")
+    expect(
+        isinstance(answer, dict), f"your function returns a {type(answer).__name__}; return a dict of claim: verdict."
+    )
     words = sorted({claim["verdict"] for claim in ours.values()})
     for name, word in answer.items():
         expect(name in ours, f"{name!r} is not the name of a claim; the names stand in the table.")

@@ -52,7 +52,7 @@ def choose(attempt: Attempt) -> None:
         if answer == right:
             continue
         case = f"fits_16={fits_16}, fits_4={fits_4}, {priority} first, served {inference}, takes_dora={takes_dora}"
-        message = f"for {case} it says {answer!r}, but {right!r} is right"
+        message = f"for {case} you return {answer!r}, but {right!r} is right"
         raise Wrong(f"{message}; {_why(answer, right, priority, inference)}")
 
 
@@ -65,7 +65,7 @@ def _named(attempt: Attempt, case: tuple[Any, ...]) -> str | None:
     boxed.__name__ = getattr(attempt, "__name__", "it")
     (answer,) = call(boxed, *case)
     known = answer is None or (isinstance(answer, str) and answer in METHODS)
-    expect(known, f"it says {answer!r}; one of {', '.join(METHODS)}, or None, is expected.")
+    expect(known, f"you return {answer!r}; return one of {', '.join(METHODS)}, or None.")
     return answer
 
 
@@ -91,7 +91,7 @@ def _why(answer: str | None, right: str | None, priority: str, inference: str) -
 def items_explain(attempt: Attempt) -> None:
     """Check `my_items_explain(p, q, items) -> gap in standard errors`."""
     for p, q, items in [(0.40, 0.44, 100), (0.32, 0.56, 500), (0.47, 0.46, 1319)]:
-        answer = expect_number(call(attempt, p, q, items), "what it gives")
+        answer = expect_number(call(attempt, p, q, items), "what you return")
         right = _items_explain(p, q, items)
         vp, vq = p * (1 - p), q * (1 - q)
         apart, gap = ((vp / items) ** 0.5, (vq / items) ** 0.5), q - p
@@ -109,7 +109,7 @@ def items_explain(attempt: Attempt) -> None:
             expect(abs(answer - slip) > 1e-6 * abs(right), f"for {p}, {q} and {items} items: {message}")
         expect(
             abs(answer - right) < 1e-3 * abs(right),
-            f"for {p}, {q} and {items} items it gives {answer:.3f}, not {right:.3f}; look at the formula above.",
+            f"for {p}, {q} and {items} items you return {answer:.3f}, not {right:.3f}; look at the formula above.",
         )
 
 
@@ -117,7 +117,7 @@ def items_explain(attempt: Attempt) -> None:
 def persona_item(attempt: Attempt) -> None:
     """Check `my_persona_item() -> item`."""
     item = call(attempt)
-    expect(isinstance(item, dict), f"a {type(item).__name__} comes back; return a dict.")
+    expect(isinstance(item, dict), f"your function returns a {type(item).__name__}; return a dict.")
     try:
         line = json.dumps(item)
     except (TypeError, ValueError) as error:

@@ -44,7 +44,8 @@ CHECKS: dict[str, Callable[[Any], Any]] = {}  # every check of the course, under
 def check(reference: Any, correct: str) -> Callable[[Callable[[Any], None]], Callable[[F], F]]:
     """Make a check of the function below, which examines an attempt.
 
-    The check prints one line, and returns what the lesson goes on with: the attempt if it is right, else `reference`.
+    The check prints one line and returns the function that the lesson goes on with: the attempt if it is right, else
+    `reference`.
 
     Args:
         reference: the course's own version.
@@ -86,7 +87,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call the reader's function, method or class and return its answer.
 
     Raises:
-        NotYet: it raised `NotImplementedError`, or gave back nothing (None, ..., or a tuple of those).
+        NotYet: it raised `NotImplementedError`, or returned nothing (None, ..., or a tuple of those).
         Wrong: it raised anything else, or changed a tensor or a module that it was given, alone or in a list or dict.
     """
     name = getattr(function, "__name__", type(function).__name__)
@@ -107,7 +108,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
             )
     parts = answer if isinstance(answer, tuple) and answer else (answer,)
     if all(part is None or part is ... for part in parts):
-        raise NotYet(f"{name} gives back {answer!r}; end it with a return of the answer.")
+        raise NotYet(f"{name} returns {answer!r}; end it with a return of the answer.")
     return answer
 
 
