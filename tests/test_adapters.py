@@ -91,7 +91,7 @@ def test_a_bad_name_is_refused_in_words(target, error, words):
 def test_a_refused_rank_leaves_the_model_as_it_was():
     model = small_llama()
     with pytest.raises(ValueError, match="rank"):
-        with_adapters("dora", model, r=1000)
+        with_adapters("dora", model, r=0)
     assert not adapted_layers(model)
     assert all(p.requires_grad for p in model.parameters())
 
@@ -232,6 +232,96 @@ def test_we_read_what_peft_saves(method, tmp_path):
     assert adapter_report(ours).method == ("DoRA" if method == "dora" else "LoRA")
 
 
+# Everything that PEFT can write with LoRA or DoRA on linear layers: equal logits, or a refusal.
+WRITTEN_BY_PEFT = [
+    {"use_rslora": True},
+    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}},
+    {"alpha_pattern": {"v_proj": 3, ".*0.mlp.up_proj": 32}},
+    {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5}},
+    {"r": 64},
+    {"target_modules": "all-linear"},
+    {"target_modules": r".*layers\.0\..*(q|down)_proj"},
+    {"layers_to_transform": [1]},
+    {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": False},
+    {"fan_in_fan_out": True},
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("written", WRITTEN_BY_PEFT, ids=lambda written: "-".join(written))
+def test_whatever_peft_writes_loads_as_peft_reloads_it_and_back(method, written, tmp_path):
+    def base():
+        return small_llama(tie_word_embeddings="lm_head" not in written.get("target_modules", ()))
+
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": SOME, "use_dora": method == "dora"} | written
+    theirs = get_peft_model(base(), LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "a")
+    expected = logits(PeftModel.from_pretrained(base(), tmp_path / "a").eval())
+    ours = load_adapters(base(), tmp_path / "a")
+    torch.testing.assert_close(logits(ours), expected, rtol=0, atol=1e-5)
+    save_adapters(ours, tmp_path / "b")
+    again = PeftModel.from_pretrained(base(), tmp_path / "b").eval()
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_a_start_that_changes_the_base_is_refused_unless_peft_converted_it(start, tmp_path):
+    theirs = get_peft_model(small_llama(), LoraConfig(r=4, target_modules=SOME, init_lora_weights=start))
+    theirs.save_pretrained(tmp_path / "start")
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match="init_lora_weights"):
+        load_adapters(small_llama(), tmp_path / "a")
+    theirs.peft_config["default"].init_lora_weights = True  # as PEFT asks for, before it converts
+    theirs.save_pretrained(tmp_path / "b", path_initial_model_for_weight_conversion=tmp_path / "start")
+    expected = logits(PeftModel.from_pretrained(small_llama(), tmp_path / "b").eval())
+    torch.testing.assert_close(logits(load_adapters(small_llama(), tmp_path / "b")), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "smollm2-135m-instruct",
+        "/home/me/models/SmolLM2-135M-Instruct/",
+        "/c/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        r"C:\Users\me\SmolLM2-135M-Instruct",
+    ],
+)
+def test_the_bases_name_is_compared_as_people_spell_it(name, tmp_path):
+    path, _ = saved(tmp_path)
+    edit_config(path, base_model_name_or_path=name)
+    model = small_llama()
+    model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    load_adapters(model, path)
+    other = small_llama()
+    other.config.name_or_path = "meta-llama/Llama-3.2-1B"
+    with pytest.raises(ValueError, match="any_base=True"):
+        load_adapters(other, path)
+    load_adapters(other, path, any_base=True)
+
+
+def test_a_layer_under_two_names_is_refused(method):
+    model = small_llama()
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    with pytest.raises(ValueError, match="one layer"):
+        with_adapters(method, model)
+    assert not adapted_layers(model)
+
+
+def test_dropout_is_refused_where_a_parent_reads_the_weight(method):
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2))
+    with pytest.raises(ValueError, match="lora_dropout=0"):
+        add_adapters(model, method, r=2, lora_alpha=4, target_modules=["out_proj"], lora_dropout=0.1)
+    add_adapters(model, method, r=2, lora_alpha=4, target_modules=["out_proj"])
+
+
 def saved(tmp_path, method="dora", **changed):
     model = with_adapters(method, **changed)
     disturb(model)
@@ -286,6 +376,21 @@ def drop_a_tensor(path):
     save_file(tensors, path / WEIGHTS)
 
 
+def change_tensors(path, change):
+    tensors = load_file(path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS)
+
+
+def not_a_number(path):
+    change_tensors(path, lambda tensors: next(iter(tensors.values())).view(-1)[:1].fill_(float("nan")))
+
+
+def with_an_embedding(path):
+    key = "base_model.model.model.embed_tokens.weight"
+    change_tensors(path, lambda tensors: tensors.update({key: torch.randn(64, 32)}))
+
+
 @pytest.mark.parametrize(
     ("harm", "error", "words"),
     [
@@ -294,10 +399,22 @@ def drop_a_tensor(path):
         (lambda path: (path / CONFIG).write_text("{"), ValueError, "does not describe"),
         (cut_weights, ValueError, "cut or damaged"),
         (drop_a_tensor, ValueError, "lacks"),
-        (lambda path: edit_config(path, use_rslora=True), ValueError, "use_rslora"),
+        (
+            lambda path: edit_config(path, init_lora_weights="pissa"),
+            ValueError,
+            "init_lora_weights='pissa'.*conversion",
+        ),
+        (lambda path: edit_config(path, init_lora_weights="PiSSA_niter_4"), ValueError, "init_lora_weights"),
+        (lambda path: edit_config(path, modules_to_save=["norm"]), ValueError, "modules_to_save.*PeftModel"),
+        (lambda path: edit_config(path, lora_dropout=None), ValueError, "lora_dropout is None"),
+        (lambda path: (path / CONFIG).write_bytes((path / CONFIG).read_text().encode("utf-16")), ValueError, CONFIG),
+        (lambda path: edit_config(path, target_modules=[*SOME, "o_proj"]), ValueError, "lacks .*o_proj"),
+        (lambda path: edit_config(path, target_modules=["q_proj"]), ValueError, "lacks|also holds"),
+        (not_a_number, ValueError, "not finite"),
+        (with_an_embedding, ValueError, "also holds .*embed_tokens"),
         (lambda path: edit_config(path, bias="all"), ValueError, "bias"),
         (lambda path: edit_config(path, a_new_option=3), ValueError, "a_new_option"),
-        (lambda path: edit_config(path, rank_pattern={"q_proj": 2}), ValueError, "rank_pattern"),
+        (lambda path: edit_config(path, rank_pattern={"q_proj": 2}), ValueError, "q_proj.*needs"),
         (lambda path: edit_config(path, r=8), ValueError, "shape"),
         (lambda path: edit_config(path, use_dora=False), ValueError, "also holds"),
         (lambda path: edit_config(path, peft_type="IA3"), ValueError, "peft_type is .IA3."),
@@ -321,7 +438,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
     edit_config(path, base_model_name_or_path="owner/other-model")
     model = small_llama()
     model.config.name_or_path = "/home/somebody/SmolLM2-135M-Instruct"
-    with pytest.raises(ValueError, match="trained on other-model"):
+    with pytest.raises(ValueError, match="trained on owner/other-model"):
         load_adapters(model, path)
 
 

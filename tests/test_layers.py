@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrize import register_parametrization
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from dora_lesson import DoRALinear, LoRALinear, largest_temporary, saved_bytes
@@ -25,7 +32,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         d_out=d_out,
         d_in=d_in,
-        r=draw(st.integers(1, min(d_out, d_in))),
+        r=draw(st.integers(1, 12)),
         lora_alpha=draw(st.floats(0.1, 64)),
         bias=draw(st.booleans()),
         lora_dropout=draw(st.sampled_from([0.0, 0.1, 0.5])),
@@ -170,11 +177,7 @@ def dense_norm(layer: DoRALinear) -> Tensor:
 @pytest.mark.parametrize("left_over", [1.0, 0.3, 1e-1, 1e-2, 1e-4, 1e-6, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_norm_holds_its_error_bound_also_where_V_nearly_cancels(left_over: float, dtype: torch.dtype) -> None:
-    """B A is built to cancel W up to `left_over`.
-
-    The sum keeps 20 eps of ‖V‖² as long as it is no smaller than a tenth of its terms; below, the rows are formed,
-    and what is left is the rounding of W + sBA itself: a few eps of ‖W‖, absolute.
-    """
+    """B A is built to cancel W up to `left_over`. What is left is the rounding of W + sBA: a few eps of ‖W‖."""
     torch.manual_seed(0)
     A, B = torch.randn(4, 64, dtype=torch.float64), torch.randn(32, 4, dtype=torch.float64)
     noise = torch.randn(32, 64, dtype=torch.float64)
@@ -190,17 +193,6 @@ def test_norm_holds_its_error_bound_also_where_V_nearly_cancels(left_over: float
     allowed = 20 * eps * exact + 8 * eps * base.weight.double().norm(dim=1)
     assert ((layer.weight_norm().double() - exact).abs() <= allowed).all()
     assert layer(torch.randn(3, 64, dtype=dtype)).isfinite().all()
-
-
-def test_norm_without_the_second_look_would_break_that_bound() -> None:
-    """The bare sum loses every digit at the strongest cancellation above, so the test there can fail."""
-    torch.manual_seed(0)
-    A, B = torch.randn(4, 64), torch.randn(32, 4)
-    W = -2.0 * B @ A + 1e-6 * torch.randn(32, 64)
-    BA2 = 4 * (B @ (A @ A.T) * B).sum(1)
-    bare = (W.square().sum(1) + 4 * ((W @ A.T) * B).sum(1) + BA2).clamp_min(0).sqrt()
-    exact = (W.double() + 2.0 * B.double() @ A.double()).norm(dim=1)
-    assert ((bare - exact).abs() > 8 * torch.finfo(torch.float32).eps * W.norm(dim=1)).any()
 
 
 def largest_new_tensor(layer: nn.Module, x: Tensor) -> int:
@@ -222,7 +214,7 @@ def test_saves_for_backward_what_lora_saves_plus_one_output(r: int) -> None:
     x = torch.randn(tokens, d_in, requires_grad=True)
     ours = saved_bytes(DoRALinear(nn.Linear(d_in, d_out, bias=False), r, 8), x)
     theirs = saved_bytes(peft_layer(nn.Linear(d_in, d_out, bias=False), r, 8, use_dora=False), x)
-    assert ours <= theirs + x.element_size() * tokens * d_out
+    assert ours == theirs + x.element_size() * (tokens * d_out + 2 * d_out)  # z, ‖V‖, and m / ‖V‖
 
 
 # What is kept between calls must never be stale.
@@ -251,10 +243,387 @@ def test_norm_follows_every_change(change: str) -> None:
     torch.testing.assert_close(layer(x), F.linear(x, layer.merged_weight(), layer.base.bias), rtol=1e-4, atol=1e-5)
 
 
-def test_norm_is_computed_once_in_eval_mode() -> None:
-    layer, _, _, _ = twins(Case())
-    assert layer.eval().weight_norm() is layer.weight_norm()
-    assert layer.train().weight_norm() is not layer.weight_norm()
+def test_answers_one_after_another_take_the_norm_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, _, x, _ = twins(Case())
+    taken = []
+    whole = DoRALinear.weight_norm
+    monkeypatch.setattr(DoRALinear, "weight_norm", lambda layer: taken.append(1) or whole(layer))
+    layer.eval()
+    with torch.no_grad():
+        layer(x), layer(x)
+        assert len(taken) == 1
+        layer.lora_B.mul_(2)
+        layer(x)
+        assert len(taken) == 2
+    layer(x)  # with gradients
+    with torch.no_grad():
+        layer(x)
+    assert len(taken) == 3
+
+
+def test_a_checkpointed_pass_takes_the_norm_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, _, x, dy = twins(Case())
+    expected = outputs_and_gradients(layer, x, dy)
+    taken = []
+    factored = DoRALinear._factored_norm
+    monkeypatch.setattr(DoRALinear, "_factored_norm", lambda layer, WA: taken.append(1) or factored(layer, WA))
+    for _ in range(2):
+        x = x.detach().requires_grad_()
+        checkpoint(layer, x, use_reentrant=False).backward(dy)
+        torch.testing.assert_close(x.grad, expected["dx"], rtol=1e-12, atol=1e-12)
+    assert len(taken) == 2
+
+
+WRITES_UNSEEN = {
+    "lora_B": lambda layer: layer.lora_B.data.mul_(3),
+    "lora_A": lambda layer: layer.lora_A.detach().numpy().__imul__(3),
+    "base": lambda layer: layer.base.weight.data.mul_(3),
+    "numpy": lambda layer: layer.base.weight.numpy().__imul__(3),
+}
+
+
+@pytest.mark.parametrize("write", WRITES_UNSEEN.values(), ids=WRITES_UNSEEN)
+@pytest.mark.parametrize("training", [True, False])
+def test_refresh_follows_writes_that_autograd_does_not_see(write: Any, training: bool) -> None:
+    layer, _, x, _ = twins(Case())
+    layer.train(training)
+    with torch.no_grad():
+        layer(x)
+        write(layer)
+        layer.refresh()
+        torch.testing.assert_close(layer(x), dense(layer, x))
+
+
+@pytest.mark.parametrize("name", ["lora_A", "lora_B"])
+def test_the_adapter_may_be_written_to_behind_autograds_back_between_passes_with_gradients(name: str) -> None:
+    layer, _, x, _ = twins(Case())
+    for training in (True, False):
+        layer.train(training)
+        layer(x)
+        getattr(layer, name).data.mul_(3)
+        torch.testing.assert_close(layer(x), dense(layer, x))
+    torch.testing.assert_close(layer.merge()(x), dense(layer, x))
+
+
+def test_a_tensor_that_is_swapped_through_data_is_seen() -> None:
+    layer, _, x, _ = twins(Case())
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+        layer.base.weight.data = layer.base.weight * 2
+        layer.lora_B.data = layer.lora_B * 3
+        torch.testing.assert_close(layer(x), dense(layer, x))
+    torch.testing.assert_close(layer(x), dense(layer, x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_optimizer_in_either_mode_trains_on_the_norm_of_now(training: bool) -> None:
+    layer, _, x, _ = twins(Case(dtype=torch.float32))
+    layer.train(training)
+    optimizer = torch.optim.AdamW([layer.lora_A, layer.lora_B, layer.magnitude], lr=0.1, fused=True)
+    for _ in range(3):
+        layer(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(layer(x), dense(layer, x), rtol=1e-4, atol=1e-5)
+
+
+def dense(layer: DoRALinear, x: Tensor) -> Tensor:
+    """What the layer should give, with V formed."""
+    V = layer.base.weight + layer.scaling * layer.lora_B @ layer.lora_A
+    return F.linear(x, (layer.magnitude / V.norm(dim=1).detach())[:, None] * V, layer.base.bias)
+
+
+def test_threads_that_answer_at_once_each_get_the_norm_of_their_own_weights() -> None:
+    """Two threads, each with weights of its own in the one layer's place, as `functional_call` puts them there."""
+    layer, _, x, _ = twins(Case(d_out=64, d_in=64))
+    layer.eval()
+    sets = [{name: factor * p.detach() for name, p in layer.named_parameters()} for factor in (1.0, 2.0, 3.0)]
+    expected = []
+    for weights in sets:
+        with torch.no_grad():
+            twin = copy.deepcopy(layer)
+            twin.load_state_dict(weights)
+            expected.append(dense(twin, x))
+
+    def answers(number: int) -> bool:
+        twin = layer._replicate_for_data_parallel()  # shares what is kept, and has weights of its own
+        twin.base = layer.base._replicate_for_data_parallel()
+        with torch.no_grad():
+            for name, value in sets[number].items():
+                owner = twin.base if name.startswith("base.") else twin
+                owner._parameters[name.removeprefix("base.")] = nn.Parameter(value)
+            return all(torch.allclose(twin(x), expected[number]) for _ in range(200))
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(answers, range(3)))
+
+
+# What people do with layers.
+
+
+def test_a_pass_in_inference_mode_does_not_spoil_a_later_one_with_gradients() -> None:
+    layer, _, x, dy = twins(Case())
+    layer.eval()
+    expected = outputs_and_gradients(layer, x, dy)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected["y"])
+    for name, value in outputs_and_gradients(layer, x, dy).items():
+        assert torch.equal(value, expected[name])
+
+
+@BOTH
+def test_inference_mode_makes_trainable_adapters_and_refuses_a_base_made_in_it(make: type[LoRALinear]) -> None:
+    base = nn.Linear(6, 5)
+    with torch.inference_mode():
+        layer = make(base, 2, 4)
+        with pytest.raises(ValueError, match="inference mode"):
+            make(nn.Linear(6, 5), 2, 4)
+    layer(torch.randn(3, 6)).sum().backward()
+    assert layer.lora_B.grad is not None
+
+
+def test_functional_call_gradients_and_ensembles_are_those_of_the_formula() -> None:
+    layer, _, x, _ = twins(Case())
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(layer_weights: dict[str, Tensor]) -> Tensor:
+        return functional_call(layer, layer_weights, (x,)).square().sum()
+
+    names = ["lora_A", "lora_B", "magnitude"]
+    expected = torch.autograd.grad(dense(layer, x).square().sum(), [getattr(layer, name) for name in names])
+    found = torch.func.grad(loss)(weights)
+    for name, gradient in zip(names, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient)
+    two = {name: torch.stack([p, 2 * p]) for name, p in weights.items()}
+    each = torch.func.vmap(loss)(two)
+    twin = copy.deepcopy(layer)
+    twin.load_state_dict({name: 2 * p for name, p in weights.items()})
+    torch.testing.assert_close(each, torch.stack([dense(layer, x).square().sum(), dense(twin, x).square().sum()]))
+
+
+def test_a_second_backward_pass_is_that_of_the_formula() -> None:
+    layer, _, x, _ = twins(Case())
+    found = []
+    for y in (layer(x), dense(layer, x)):
+        (g,) = torch.autograd.grad(y.square().sum(), layer.magnitude, create_graph=True)
+        found.append(torch.autograd.grad(g.sum(), layer.lora_B)[0])
+    torch.testing.assert_close(*found)
+
+
+class Doubled(nn.Module):
+    def forward(self, W: Tensor) -> Tensor:
+        return 2 * W
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parametrized_weights_are_followed(training: bool) -> None:
+    base = nn.Linear(6, 5)
+    register_parametrization(base, "weight", Doubled())
+    layer = DoRALinear(base, 2, 4).train(training)
+    register_parametrization(layer, "lora_B", Doubled())
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for p in layer.parametrizations.lora_B.parameters():
+            p.normal_()
+        torch.testing.assert_close(layer(x), dense(layer, x))
+        base.parametrizations.weight.original.mul_(1.5)
+        torch.testing.assert_close(layer(x), dense(layer, x))
+    torch.testing.assert_close(layer.merge()(x), dense(layer, x))
+
+
+def test_a_base_that_is_offloaded_is_refused_in_a_sentence() -> None:
+    x = torch.randn(3, 6)
+    lora = nn.Sequential(LoRALinear(nn.Linear(6, 5), 2, 4))
+    expected = lora(x)
+    torch.testing.assert_close(cpu_offload(lora, torch.device("cpu"))(x), expected)
+    dora = cpu_offload(nn.Sequential(DoRALinear(nn.Linear(6, 5), 2, 4)), torch.device("cpu"))
+    with pytest.raises(ValueError, match="meta device"):
+        dora(x)
+
+
+@BOTH
+def test_a_layer_can_be_pickled_and_the_copy_follows_its_own_weights(make: type[LoRALinear]) -> None:
+    layer, _, x, _ = twins(Case(), make)
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+        twin = pickle.loads(pickle.dumps(layer))
+        torch.testing.assert_close(twin(x), layer(x))
+        twin.lora_B.mul_(2)
+        assert not torch.allclose(twin(x), layer(x))
+
+
+# The base is called, not imitated.
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x) + 1
+
+
+def steer(module: nn.Module, inputs: Any, y: Tensor) -> Tensor:
+    return y + 0.5
+
+
+@BOTH
+@pytest.mark.parametrize("lora_dropout", [0.0, 0.5])
+@pytest.mark.parametrize("how", ["subclass", "hook", "instance"])
+def test_a_base_with_a_forward_of_its_own_or_hooks_is_as_in_peft(
+    make: type[LoRALinear], how: str, lora_dropout: float
+) -> None:
+    ours, theirs, x, dy = twins(Case(lora_dropout=lora_dropout), make)
+    for base in (ours.base, theirs.base_layer):
+        if how == "subclass":
+            base.__class__ = Scaled
+        elif how == "hook":
+            base.register_forward_hook(steer)
+        else:
+            base.forward = lambda x, base=base: 2 * F.linear(x, base.weight, base.bias)
+    got, expected = outputs_and_gradients(ours, x, dy), outputs_and_gradients(theirs, x, dy)
+    for name, value in expected.items():
+        assert relative_error(got[name], value) <= 1e-10, name
+    with pytest.raises(ValueError, match="hooks or a forward pass of its own"):
+        ours.merge()
+
+
+@BOTH
+def test_a_hook_sees_what_the_base_gives_and_nothing_writes_to_it_later(make: type[LoRALinear]) -> None:
+    layer, _, x, _ = twins(Case(), make)
+    seen: list[Tensor] = []
+    layer.base.register_forward_hook(lambda module, inputs, y: seen.append(y))
+    layer(x)
+    torch.testing.assert_close(seen[0], F.linear(x, layer.base.weight, layer.base.bias))
+
+
+@BOTH
+def test_a_parent_that_reads_the_weight_uses_the_adapter(make: type[LoRALinear]) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    attention.out_proj = layer = make(attention.out_proj, 2, 4)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, 3, 8)
+    y = attention(x, x, x)[0]
+    y.sum().backward()
+    assert layer.lora_A.grad.abs().sum() > 0
+    attention.out_proj = layer.merge()
+    torch.testing.assert_close(attention(x, x, x)[0], y)
+
+
+# Every dtype that it accepts.
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("x_scale", "dy_scale"), [(1, 1), (100, 500), (1, 1e-6), (100, 1e-4)])
+def test_half_precision_gradients_are_neither_lost_nor_infinite(
+    dtype: torch.dtype, x_scale: float, dy_scale: float
+) -> None:
+    """Against float64 on the same rounded weights: each within two hundredths, where PEFT's are within as much."""
+    ours, theirs, x, dy = twins(Case(d_out=48, d_in=64, leading=(32,), dtype=dtype))
+    with torch.no_grad():
+        for layer in (ours.lora_B, theirs.lora_B["default"].weight):
+            layer.mul_(0.05)
+    x, dy = x * x_scale, dy * dy_scale
+    exact = copy.deepcopy(ours).double()
+    expected = outputs_and_gradients(exact, x.double(), dy.double())
+    got, peft = outputs_and_gradients(ours, x, dy), outputs_and_gradients(theirs, x, dy)
+    tiny = 64 * 2**-24 if dtype == torch.float16 else 0  # a gradient of x may itself be too small for float16
+    for name in ("y", "dlora_A", "dlora_B", "dmagnitude"):
+        assert got[name].isfinite().all(), name
+        allowed = max(2 * torch.finfo(dtype).eps, 1.5 * relative_error(peft[name], expected[name]))
+        assert relative_error(got[name], expected[name]) <= allowed, name
+    assert (got["dx"].double() - expected["dx"]).norm() <= 0.02 * expected["dx"].norm() + tiny
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_a_norm_in_the_hundreds_do_not_overflow(dtype: torch.dtype) -> None:
+    base = nn.Linear(64, 8, dtype=dtype)
+    with torch.no_grad():
+        base.weight.mul_(1000)
+    layer = DoRALinear(base, 4, 4)
+    x = 0.01 * torch.randn(3, 64, dtype=dtype)
+    assert layer.weight_norm().max() > 400
+    torch.testing.assert_close(layer(x), base(x), rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("cancelled", [0.6, 0.95])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_norm_of_a_training_pass_is_right_where_w_and_the_update_cancel(
+    cancelled: float, dtype: torch.dtype, autocast: bool
+) -> None:
+    """At B A = −0.95 W the sum may be off by a thousandth, whatever the dtype of the base."""
+    torch.manual_seed(0)
+    A, B = torch.randn(4, 256), torch.randn(64, 4)
+    base = nn.Linear(256, 64, bias=False, dtype=dtype)
+    with torch.no_grad():
+        base.weight.copy_(B @ A)
+    layer = DoRALinear(base, 4, 4)
+    with torch.no_grad():
+        layer.lora_A.copy_(A)
+        layer.lora_B.copy_(-cancelled * B)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        layer(torch.randn(3, 256, dtype=dtype))
+    norm = layer._norm_of_pass.get(base.weight, layer.lora_A, layer.lora_B)
+    assert norm.dtype == torch.float32
+    torch.testing.assert_close(norm.double(), dense_norm(layer), rtol=1e-3, atol=0)
+    torch.testing.assert_close(layer.weight_norm().double(), dense_norm(layer), rtol=1e-5, atol=0)
+
+
+# One graph, and no questions to the host.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_to_one_graph_without_compiling_again_from_layer_to_layer(training: bool) -> None:
+    torch._dynamo.reset()
+    layers = [twins(Case(dtype=torch.float32, seed=seed))[0].train(training) for seed in range(3)]
+    _, _, x, dy = twins(Case(dtype=torch.float32))
+    forward = torch.compile(lambda layer, x: layer(x), fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for layer in layers:
+            expected = outputs_and_gradients(layer, x, dy)
+            got = torch.autograd.grad(forward(layer, x.requires_grad_()), [x, layer.lora_B, layer.magnitude], dy)
+            for g, name in zip(got, ("dx", "dlora_B", "dmagnitude"), strict=True):
+                torch.testing.assert_close(g, expected[name], rtol=1e-4, atol=1e-5)
+
+
+class Ops(TorchDispatchMode):
+    """Notes the operations that compute; views, and questions of dtype, do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func.overloadpacket.__name__ not in ("detach", "_unsafe_view"):
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "more"), [(torch.float32, 10), (torch.bfloat16, 11)])
+def test_a_training_pass_makes_few_kernels_more_than_loras_and_asks_the_host_nothing(
+    bias: bool, dtype: torch.dtype, more: int
+) -> None:
+    counts = {}
+    for make in (LoRALinear, DoRALinear):
+        layer, _, x, dy = twins(Case(bias=bias, dtype=dtype), make)
+        layer(x.requires_grad_())
+        with Ops() as forward:
+            y = layer(x)
+        with Ops() as backward:
+            y.backward(dy)
+        assert "_local_scalar_dense" not in forward.names + backward.names
+        counts[make] = len(forward.names), len(backward.names)
+    assert counts[DoRALinear][0] <= counts[LoRALinear][0] + more
+    assert counts[DoRALinear][1] <= counts[LoRALinear][1] + 10
+
+
+def test_nothing_is_saved_for_a_frozen_magnitude() -> None:
+    x = torch.randn(32, 96, requires_grad=True)
+    lora, dora = (make(nn.Linear(96, 128), 4, 8) for make in (LoRALinear, DoRALinear))
+    dora.magnitude.requires_grad_(False)
+    assert saved_bytes(dora, x) == saved_bytes(lora, x) + 128 * 4  # m / ‖V‖, for the gradient of x
 
 
 def test_a_deep_copy_is_independent() -> None:
@@ -296,9 +665,8 @@ def test_the_magnitude_is_not_rounded_to_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"r": 0}, ValueError, "r is 0.*from 1 to 5"),
-        ({"r": -2}, ValueError, "r is -2.*from 1 to 5"),
-        ({"r": 6}, ValueError, "r is 6.*d_out=5 and d_in=6.*from 1 to 5"),
+        ({"r": 0}, ValueError, "r is 0.*from 1"),
+        ({"r": -2}, ValueError, "r is -2.*from 1"),
         ({"r": 2.0}, TypeError, r"r is 2\.0.*integer"),
         ({"r": True}, TypeError, "r is True.*integer"),
         ({"r": "8"}, TypeError, "r is '8'.*integer"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -65,29 +66,37 @@ def add_adapters(
     lora_alpha: float,
     target_modules: str | Sequence[str],
     lora_dropout: float = 0.0,
+    use_rslora: bool = False,
 ) -> nn.Module:
     """Freeze the model and put a `LoRALinear` or `DoRALinear` over each selected layer, in place; return the model.
 
     Args:
         model: any model with `nn.Linear` layers.
         method: "dora" or "lora".
-        r, lora_alpha, lora_dropout: as in the layers.
+        r, lora_alpha, lora_dropout, use_rslora: as in the layers.
         target_modules: as in `matching_linears`.
 
     Raises:
-        ValueError: unknown method, names that do not match, or a model that has adapters already.
+        ValueError: unknown method, names that do not match, a layer that stands under two names, or a model that has
+            adapters already.
         TypeError: a selected module is not a linear layer.
     """
     if method not in LAYERS:
         raise ValueError(f"method is {method!r}, but one of {', '.join(LAYERS)} is expected.")
-    if adapted_layers(model) or hasattr(model, "peft_config"):
-        raise ValueError("The model has adapters already: merge or remove them first.")
-    names = matching_linears(model, target_modules)
+    settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "use_rslora": use_rslora}
+    require_none(model)
+    return insert_layers(model, method, dict.fromkeys(matching_linears(model, target_modules), settings))
+
+
+def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, Any]]) -> nn.Module:
+    """`add_adapters` with settings for each layer, by name."""
+    require_none(model)
+    _require_one_name_each(model, settings)
     restore_order(model)
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:
-        layers = {name: LAYERS[method](model.get_submodule(name), r, lora_alpha, lora_dropout) for name in names}  # type: ignore[arg-type]
+        layers = {name: LAYERS[method](model.get_submodule(name), **given) for name, given in settings.items()}  # type: ignore[arg-type]
     except (TypeError, ValueError):
         _train_only(model, was_trainable)
         raise
@@ -97,6 +106,27 @@ def add_adapters(
         model.set_submodule(name, layer.train(model.training))
     model._trainable_before_adapters = was_trainable  # type: ignore[assignment]
     return model
+
+
+def require_none(model: nn.Module) -> None:
+    """Refuse a model that has adapters, by hand or PEFT's."""
+    if adapted_layers(model) or hasattr(model, "peft_config"):
+        raise ValueError("The model has adapters already: merge or remove them first.")
+
+
+def _require_one_name_each(model: nn.Module, settings: dict[str, dict[str, Any]]) -> None:
+    """Refuse a layer that its model calls under a second name, or reads without calling, where that matters."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, given in settings.items():
+        if twins := [other for other, module in modules.items() if module is modules[name] and other != name]:
+            raise ValueError(
+                f"{name} and {twins[0]} are one layer, and the adapter would stand under the first name alone: "
+                "leave it out of target_modules, or give the model two layers."
+            )
+        if given["lora_dropout"] and isinstance(modules[name.rpartition(".")[0]], nn.MultiheadAttention):
+            raise ValueError(
+                f"{name} is read by an nn.MultiheadAttention, which does not call it: use lora_dropout=0 there."
+            )
 
 
 def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
@@ -121,7 +151,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
 def remove_adapters(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
     for name, layer in require_adapters(model).items():
-        model.set_submodule(name, layer.base)
+        model.set_submodule(name, layer.base.train(layer.training))
     _train_only(model, getattr(model, "_trainable_before_adapters", set()))  # type: ignore[arg-type]
     return model
 

@@ -6,7 +6,6 @@ with double quantization or without (QLoRA, Dettmers et al., arXiv 2305.14314, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,54 +14,103 @@ from torch import Tensor, nn
 
 from dora_lesson.core import quiet_known_noise
 
-_ROWS = 512  # rows in a piece
-
 quiet_known_noise()  # bitsandbytes logs a line about a missing package on the first 4-bit product
 
 
 def is_four_bit(layer: nn.Module) -> bool:
     """Whether the layer's weights are packed in 4 bits and come with what unpacks them."""
-    return _held_state(layer) is not None
+    return isinstance(layer, nn.Linear) and _held_state(layer) is not None
 
 
-def frozen_product(base: nn.Linear, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias, (tokens, d_out), differentiable in x."""
-    if not is_four_bit(base):
-        return F.linear(x, base.weight, bias)
-    y = _multiply(base, x).to(x.dtype)
-    return y if bias is None else y + bias.to(y.dtype)
+def frozen_product(base: nn.Linear, x: Tensor) -> Tensor:
+    """x Wᵀ, (..., d_out), differentiable in x."""
+    return _multiply(base, x).to(x.dtype) if is_four_bit(base) else F.linear(x, frozen_weight(base))
 
 
-def frozen_products(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """x Wᵀ, (tokens, d_out), differentiable in x, and W Aᵀ, (d_out, r), a constant."""
+def product_and_projection(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """x Wᵀ as `frozen_product` gives it, and `projection(base, A)`, with 4-bit weights unpacked once for both."""
     if is_four_bit(base):
         products: tuple[Tensor, Tensor] = _FourBitProducts.apply(x, A.detach(), base)
         return products
-    with torch.no_grad():
-        # In blocks of rows: a CPU takes up to 60 % longer for one product with so thin a factor.
-        WA = torch.cat([rows @ A.to(rows.dtype).T for rows in base.weight.split(2048)]).to(A.dtype)
-    return F.linear(x.to(base.weight.dtype), base.weight), WA
+    return frozen_product(base, x), projection(base, A)
+
+
+@torch.no_grad()
+def projection(base: nn.Linear, A: Tensor) -> Tensor:
+    """W Aᵀ, (d_out, r), a constant, in the dtype of A, which is float32 at least."""
+    with torch.autocast(A.device.type, enabled=False):
+        return _project(frozen_weight(base), A)
+
+
+def _multiply(base: Any, x: Tensor) -> Tensor:
+    """x Wᵀ of a 4-bit layer in the dtype that it computes in."""
+    from bitsandbytes import matmul_4bit
+
+    state = quant_state(base)
+    y: Tensor = matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=state)
+    return y
 
 
 class _FourBitProducts(torch.autograd.Function):
-    """The tokens and the rows of A go through the layer together, so that W is unpacked once for both products."""
+    """x Wᵀ and W Aᵀ, with W unpacked once for both.
+
+    Where the layer computes in the dtype of A, the rows of A go through it along with the tokens.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, base: Any) -> tuple[Tensor, Tensor]:
-        y = _multiply(base, torch.cat([x, A.to(x.dtype)]))
-        ctx.base, ctx.dtype = base, y.dtype
-        WA = y[len(x) :].T.to(A.dtype, copy=True)
-        ctx.mark_non_differentiable(WA)
-        return y[: len(x)].to(x.dtype, copy=True), WA
+    def forward(x: Tensor, A: Tensor, base: Any) -> tuple[Tensor, Tensor]:
+        dtype = _compute_dtype(base, x)
+        with torch.autocast(x.device.type, enabled=False):
+            if dtype == A.dtype:
+                tokens = x.reshape(-1, x.shape[-1]).to(dtype)
+                y = _multiply(base, torch.cat([tokens, A]))
+                xW, AW = y.split([len(tokens), len(A)])
+                return xW.to(x.dtype, copy=True).view(*x.shape[:-1], -1), AW.T.contiguous()
+            W = frozen_weight(base)
+            return F.linear(x.to(dtype), W.to(dtype)).to(x.dtype), _project(W, A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.base = inputs[2]
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return (dy.to(ctx.dtype) @ frozen_weight(ctx.base).to(ctx.dtype)).to(dy.dtype), None, None
+        with torch.autocast(dy.device.type, enabled=False):
+            dtype = _compute_dtype(ctx.base, dy)
+            return (dy.to(dtype) @ frozen_weight(ctx.base).to(dtype)).to(dy.dtype), None, None
+
+
+def _project(W: Tensor, A: Tensor) -> Tensor:
+    """W Aᵀ in blocks of rows: a CPU takes up to 60 % longer for one product with so thin a factor."""
+    blocks = [rows.to(A.dtype) @ A.T for rows in W.split(len(W) if W.is_cuda else 2048)]
+    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _compute_dtype(base: Any, x: Tensor) -> torch.dtype:
+    return base.compute_dtype or x.dtype
+
+
+def is_called_plainly(base: nn.Module) -> bool:
+    """Whether calling the layer does what `nn.Linear` or bitsandbytes' `Linear4bit` does, and no more."""
+    own = nn.Linear.forward
+    if is_four_bit(base):
+        from bitsandbytes.nn import Linear4bit
+
+        own = Linear4bit.forward
+    hooks = base._forward_pre_hooks or base._forward_hooks or base._backward_pre_hooks or base._backward_hooks
+    return type(base).forward is own and "forward" not in base.__dict__ and not hooks
 
 
 def frozen_weight(base: nn.Linear) -> Tensor:
-    """W, (d_out, d_in): the layer's own tensor, or its 4-bit weights unpacked."""
+    """W, (d_out, d_in): the layer's own tensor, or its 4-bit weights unpacked.
+
+    Raises:
+        ValueError: the weights are on the meta device, not loaded or offloaded since.
+    """
     if not is_four_bit(base):
+        if base.weight.is_meta:
+            raise ValueError("The base has its weights on the meta device: load them first, and do not offload them.")
         return base.weight
     from bitsandbytes.functional import dequantize_4bit
 
@@ -71,34 +119,48 @@ def frozen_weight(base: nn.Linear) -> Tensor:
     return W
 
 
-def iter_dequantized_rows(base: nn.Linear) -> Iterator[tuple[slice, Tensor]]:
-    """W in pieces of some hundred rows, in order, each with the slice of rows that it holds."""
-    W = frozen_weight(base)
-    for start in range(0, len(W), _ROWS):
-        rows = slice(start, start + _ROWS)
-        yield rows, W[rows]
-
-
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
-    """A frozen layer of the base's shape, bias and dtype that holds W; of its kind of 4 bits, if `four_bit`."""
-    dtype = base.weight.quant_state.dtype if is_four_bit(base) else base.weight.dtype
+    """A frozen layer that holds W, with the base's bias and dtype: a full-size one, or 4-bit as the base is."""
     d_out, d_in = W.shape
-    has_bias = base.bias is not None
+    state = quant_state(base) if is_four_bit(base) else None
     layer: nn.Linear
-    if four_bit:
+    if four_bit and state:
         import bitsandbytes as bnb
 
-        packed = base.weight
-        settings = {"quant_type": packed.quant_type, "compress_statistics": packed.compress_statistics}
-        layer = bnb.nn.Linear4bit(d_in, d_out, has_bias, base.compute_dtype, device="meta", **settings)
-        params = bnb.nn.Params4bit(W.to(dtype), False, blocksize=packed.blocksize, **settings)
-        layer.weight = params.to(W.device)
+        settings = {"quant_type": state.quant_type, "compress_statistics": state.nested}
+        settings["quant_storage"] = base.weight.dtype
+        layer = bnb.nn.Linear4bit(d_in, d_out, base.bias is not None, base.compute_dtype, device="meta", **settings)
+        layer.weight = bnb.nn.Params4bit(W.to(state.dtype), False, blocksize=state.blocksize, **settings).to(W.device)
     else:
-        layer = nn.utils.skip_init(nn.Linear, d_in, d_out, has_bias, device=W.device, dtype=dtype)
-        layer.requires_grad_(False).weight.copy_(W)
-    if has_bias:
+        layer = nn.Linear(d_in, d_out, base.bias is not None, device="meta")
+        layer.weight = nn.Parameter(W.to(state.dtype if state else base.weight.dtype))
+    if base.bias is not None:
         layer.bias = nn.Parameter(base.bias.detach().clone())
     return layer.requires_grad_(False)
+
+
+def require_base(base: nn.Module) -> None:
+    """Refuse what cannot be the base of an adapter, in a sentence."""
+    kind = type(base).__name__
+    if hasattr(base, "lora_A") or hasattr(base, "base_layer"):
+        raise TypeError(f"The base is a {kind}, which already holds an adapter: pass the plain nn.Linear inside it.")
+    if not isinstance(base, nn.Linear):
+        raise TypeError(f"The base is a {kind}, but an nn.Linear is expected: pass one linear layer.")
+    W, shape = base.weight, (base.out_features, base.in_features)
+    if W.is_meta:
+        raise ValueError("The base has its weights on the meta device: load them first, without offload.")
+    if W.is_inference():
+        raise ValueError("The base was made in inference mode, where nothing can be trained: make it outside of it.")
+    if is_four_bit(base):
+        block = quant_state(base).blocksize
+        if base.in_features % block:  # bitsandbytes unpacks such rows wrongly on a CPU
+            raise ValueError(
+                f"The base has d_in={base.in_features}, not a multiple of its block size {block}: keep it in 16 bits."
+            )
+    elif not W.is_floating_point() or W.element_size() < 2:
+        raise TypeError(f"The base holds {W.dtype} weights: pass a 16-bit or 32-bit layer, or a 4-bit one.")
+    elif tuple(W.shape) != shape:
+        raise TypeError(f"The base is a {kind} with a weight of shape {tuple(W.shape)}, but {shape} is expected.")
 
 
 def restore_order(model: nn.Module) -> None:
@@ -110,18 +172,6 @@ def restore_order(model: nn.Module) -> None:
     for layer in model.modules():
         if is_four_bit(layer):
             quant_state(layer)
-
-
-def _multiply(base: Any, x: Tensor) -> Tensor:
-    """x Wᵀ of a 4-bit layer in its compute dtype, differentiable in x.
-
-    The layer's own forward pass would reorder its bytes on some CPUs (see `quant_state`).
-    """
-    from bitsandbytes import matmul_4bit
-
-    state = quant_state(base)
-    y: Tensor = matmul_4bit(x.to(base.compute_dtype or x.dtype), base.weight, quant_state=state)
-    return y
 
 
 def quant_state(base: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,11 @@ from dora_lesson.core import first_problem
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Keys of a configuration that cannot change what the adapter computes; the file's own tensors say which layers it has.
-_HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "init_lora_weights"}
-_HARMLESS |= {"runtime_config", "ephemeral_gpu_offload", "exclude_modules", "target_modules"}
+# Keys of a configuration that say nothing about what the adapter computes over a linear layer.
+_HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
+_HARMLESS |= {"ephemeral_gpu_offload", "fan_in_fan_out"}
+# Starts that leave the base as it is; the others (PiSSA, OLoRA, LoftQ and their like) write to it.
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 
 
 class AdapterConfig(BaseModel):
@@ -34,7 +37,34 @@ class AdapterConfig(BaseModel):
     lora_alpha: float = Field(gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_dora: bool = False
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    init_lora_weights: bool | str | None = True
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
     base_model_name_or_path: str | None = None
+
+    def of(self, name: str) -> dict[str, Any]:
+        """What `LoRALinear` needs to know about the layer of this name."""
+        from peft.utils.other import get_pattern_key
+
+        r = self.rank_pattern.get(get_pattern_key([*self.rank_pattern], name), self.r)
+        alpha = self.alpha_pattern.get(get_pattern_key([*self.alpha_pattern], name), self.lora_alpha)
+        alpha = int(alpha) if alpha == int(alpha) else alpha
+        return {"r": r, "lora_alpha": alpha, "lora_dropout": self.lora_dropout, "use_rslora": self.use_rslora}
+
+    def selects(self, model: nn.Module) -> list[str]:
+        """Names of the modules that the configuration selects, by PEFT's own rules; none where it leaves that open."""
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        if self.target_modules is None:
+            return []
+        if self.target_modules == "all-linear":
+            return inject.matching_linears(model, "all-linear")
+        return [name for name, _ in model.named_modules() if name and check_target_module_exists(self, name)]
 
 
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
@@ -43,14 +73,15 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     The folder is written whole beside `path` and then renamed, so that a call that is cut off loses nothing.
 
     Raises:
-        ValueError: the model has no hand-written adapters, layers differ in settings, or `path` holds other files.
+        ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
+            or `path` holds other files.
     """
     from peft import LoraConfig
 
     layers = inject.require_adapters(model)
     first = next(iter(layers.values()))
-    if len({(type(x), x.r, x.lora_alpha, x.dropout.p) for x in layers.values()}) > 1:
-        raise ValueError("The layers differ in method, r, lora_alpha or lora_dropout: one folder holds one setting.")
+    if len({(type(x), x.use_rslora, x.dropout.p) for x in layers.values()}) > 1:
+        raise ValueError("The layers differ in method, use_rslora or lora_dropout, and one folder holds one of each.")
     path = Path(path).absolute()
     files = {p.name for p in path.iterdir()} if path.is_dir() else {path.name} if path.exists() else set()
     if other := sorted(files - {CONFIG, WEIGHTS, "README.md"}):
@@ -60,6 +91,9 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
         lora_alpha=first.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=first.dropout.p,
         use_dora=isinstance(first, DoRALinear),
+        use_rslora=first.use_rslora,
+        rank_pattern={name: x.r for name, x in layers.items() if x.r != first.r},
+        alpha_pattern={name: x.lora_alpha for name, x in layers.items() if x.lora_alpha != first.lora_alpha},  # type: ignore[misc]
         target_modules=_shortest_names(model, layers),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name(model),
@@ -78,8 +112,11 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     return path
 
 
-def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
+def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False) -> nn.Module:
     """Put the adapter that this package or PEFT saved in a folder into the model, in place; return the model.
+
+    Args:
+        any_base: load although the adapter names another base than this model.
 
     Raises:
         FileNotFoundError: the folder or one of its two files is not there.
@@ -88,18 +125,25 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     config, tensors = _read(path)
-    base, trained_on = Path(base_name(model)).name, Path(config.base_model_name_or_path or "").name
-    if base and trained_on and base != trained_on:
-        raise ValueError(f"{path} was trained on {trained_on}, but this model is {base}: load that base first.")
-    names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if key.startswith(_PREFIX)})
+    inject.require_none(model)
+    here, trained_on = base_name(model), config.base_model_name_or_path or ""
+    if not any_base and here and trained_on and _bare_name(here) != _bare_name(trained_on):
+        raise ValueError(
+            f"{path} was trained on {trained_on}, but this model is {here}: load that base first, or pass "
+            "any_base=True if they are the same under two names."
+        )
+    tensors = _without_the_bases_own(model, tensors)
+    names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key})
     if not names:
         raise ValueError(f"{path / WEIGHTS} does not hold an adapter: save it again.")
     modules = dict(model.named_modules())
     for name in names:
+        kind = type(modules.get(name)).__name__
         if not isinstance(modules.get(name), nn.Linear):
-            raise ValueError(f"{path} adapts {name}, which this model does not have as a linear layer: another base?")
-    settings: Any = {"r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
-    inject.add_adapters(model, "dora" if config.use_dora else "lora", target_modules=names, **settings)
+            found = f"a {kind} here, and these layers go over an nn.Linear: use PEFT" if name in modules else ""
+            raise ValueError(f"{path} adapts {name}, {found or 'which this model does not have: another base?'}.")
+    selected = config.selects(model) or names
+    inject.insert_layers(model, "dora" if config.use_dora else "lora", {name: config.of(name) for name in selected})
     parameters = _all_tensors(inject.adapted_layers(model))
     if problem := _mismatch(parameters, tensors):
         inject.remove_adapters(model)
@@ -113,13 +157,34 @@ def load_adapters(model: nn.Module, path: str | Path) -> nn.Module:
 def _mismatch(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     """How a file's tensors differ from those that its configuration and this model ask for; empty if they do not."""
     for key in sorted({*parameters, *tensors}):
-        if key not in tensors or key not in parameters:
-            verb = "lacks" if key in parameters else "also holds"
-            return f"{verb} {key}, against its configuration: save the adapter again"
+        if key not in tensors:
+            return f"lacks {key}, which its configuration asks for: save the adapter again"
+        if key not in parameters:
+            return f"also holds {key}, which no layer here takes: load it with PEFT, or save the adapter again"
         found, needed = tuple(tensors[key].shape), tuple(parameters[key].shape)
         if found != needed:
             return f"has shape {found} for {key}, but this model needs {needed}: the adapter is for another base"
+        if not tensors[key].isfinite().all():
+            return f"holds numbers in {key} that are not finite: that run diverged, take an earlier checkpoint"
     return ""
+
+
+def _without_the_bases_own(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file but for unchanged weights of the base, which PEFT adds where `lm_head` is adapted."""
+    own = model.state_dict()
+
+    def unchanged(key: str) -> bool:
+        weight = own.get(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
+        t = tensors[key]
+        return weight is not None and weight.shape == t.shape and torch.equal(weight.cpu(), t.to(weight.dtype))
+
+    return {key: t for key, t in tensors.items() if not unchanged(key)}
+
+
+def _bare_name(name: str) -> str:
+    """A base's own name out of what people write: a hub id, a folder, a snapshot in the hub's cache."""
+    cached = re.findall(r"models--[^/]+?--([^/]+)", name.replace("\\", "/"))
+    return (cached or [name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]])[-1].casefold()
 
 
 def base_name(model: nn.Module) -> str:
@@ -145,13 +210,23 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path / file} is not there: give the folder that holds {CONFIG} and {WEIGHTS}.")
     try:
-        config = AdapterConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
+        config = AdapterConfig.model_validate_json((path / CONFIG).read_bytes())
     except ValidationError as error:
         raise ValueError(f"{path / CONFIG} does not describe a LoRA or DoRA adapter: {first_problem(error)}.") from None
+    if isinstance(start := config.init_lora_weights, str):
+        start = start.lower()
+    if start not in _PLAIN_STARTS:
+        raise ValueError(
+            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that changes the base: save "
+            "the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."
+        )
     defaults = LoraConfig().to_dict()
     for key, value in (config.model_extra or {}).items():
         if key not in _HARMLESS and value and value != defaults.get(key):
-            raise ValueError(f"{path / CONFIG} sets {key}={value!r}, which these layers cannot do: use PEFT.")
+            raise ValueError(
+                f"{path / CONFIG} sets {key}={value!r}, which these layers do not have: load it with PEFT's "
+                "PeftModel.from_pretrained."
+            )
     try:
         return config, load_file(path / WEIGHTS)
     except SafetensorError as error:

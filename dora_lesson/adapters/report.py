@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from dora_lesson.adapters.layers import LoRALinear
-from dora_lesson.adapters.linear4bit import iter_dequantized_rows
+from dora_lesson.adapters.linear4bit import frozen_weight
 
 
 @dataclass(repr=False)
@@ -65,7 +66,7 @@ def adapter_report(model: nn.Module) -> AdapterReport:
             if A.requires_grad and not m.requires_grad:
                 problems.append(f"{name}: A and B train, but the magnitude is frozen.")
             if not base.weight.is_meta:
-                start = torch.cat([rows.detach().to(m.dtype).norm(dim=1) for _, rows in iter_dequantized_rows(base)])
+                start = vector_norm(frozen_weight(base), dim=1, dtype=m.dtype)
                 moved.append(not torch.allclose(m.detach(), start, rtol=1e-6))
     if not rows:
         raise ValueError("The model has no adapters: add them first.")

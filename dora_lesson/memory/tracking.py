@@ -26,11 +26,11 @@ def largest_temporary(function: Callable[..., Any], *args: Any) -> int:
 def saved_bytes(layer: nn.Module, x: Tensor) -> int:
     """Bytes that autograd saves in one forward pass of `x` (..., d_in), each storage counted once.
 
-    What the layer holds anyway is left out: parameters, buffers and, in a `DoRALinear`, the two vectors ‖W‖ and ‖V‖.
+    What the layer holds anyway is left out: parameters and buffers.
     """
 
     def held() -> list[Tensor]:
-        return [*layer.parameters(), *layer.buffers(), *(t for _, t in getattr(layer, "_cache", {}).values())]
+        return [*layer.parameters(), *layer.buffers()]
 
     return saved_by(lambda: layer(x), held)
 
@@ -121,18 +121,17 @@ def measure_peak_memory(
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
     """Bytes that a model and its optimizer hold, by part, each storage counted once.
 
-    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters, and what a
-    `DoRALinear` keeps), gradients, optimizer states. Buffers count as weights.
+    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters),
+    gradients, optimizer states. Buffers count as weights.
     """
     parameters = list(model.parameters())
     some_frozen = not all(p.requires_grad for p in parameters)
     trained = [p for p in parameters if p.requires_grad]
-    cached = [t for layer in model.modules() for _, t in getattr(layer, "_cache", {}).values()]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
     parts: dict[str, list[Any]] = {
         "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *model.buffers()],
         "quantization constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],
-        "adapters": [*trained, *cached] if some_frozen else [],
+        "adapters": [*trained] if some_frozen else [],
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer states": [t for t in states if isinstance(t, Tensor) and t.dim()],
     }

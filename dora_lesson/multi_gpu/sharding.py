@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dora_lesson.adapters.inject import require_adapters
+from dora_lesson.adapters.kept import Kept
 from dora_lesson.adapters.layers import DoRALinear
 from dora_lesson.adapters.linear4bit import is_four_bit
 from dora_lesson.core import SetupError
@@ -63,9 +64,14 @@ def shard_frozen(model: Any, device: torch.device) -> Any:
 
 
 def _keep_norm(layer: DoRALinear, device: torch.device) -> None:
-    """Cache ‖W‖ before FSDP shards W, whose memory changes at every step and whose values never do."""
-    norm = layer._base_norm().to(device)
-    layer._base_norm = lambda: norm  # type: ignore[method-assign]
+    """Hold on to ‖W‖ from before FSDP shards W, which changes its memory at every step and its values never."""
+    layer._W2 = layer._W2.to(device)
+    layer._W2_is_right = _Always()
+
+
+class _Always(Kept):
+    def get(self, *tensors: torch.Tensor) -> bool:
+        return True
 
 
 def _keep_quant_state(layer: Any, device: torch.device) -> None:
