@@ -7,9 +7,13 @@ Every public name is importable from here, and nothing heavy is imported until i
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from dora_lesson.core import print_everywhere
+
 if TYPE_CHECKING:
+    from dora_lesson.adapters.dora import DoRALinear as DoRALinear
     from dora_lesson.adapters.geometry import decompose as decompose
     from dora_lesson.adapters.geometry import direction_change as direction_change
     from dora_lesson.adapters.geometry import magnitude_change as magnitude_change
@@ -17,8 +21,7 @@ if TYPE_CHECKING:
     from dora_lesson.adapters.inject import add_adapters as add_adapters
     from dora_lesson.adapters.inject import merge_adapters as merge_adapters
     from dora_lesson.adapters.inject import remove_adapters as remove_adapters
-    from dora_lesson.adapters.layers import DoRALinear as DoRALinear
-    from dora_lesson.adapters.layers import LoRALinear as LoRALinear
+    from dora_lesson.adapters.lora import LoRALinear as LoRALinear
     from dora_lesson.adapters.peft_format import load_adapters as load_adapters
     from dora_lesson.adapters.peft_format import save_adapters as save_adapters
     from dora_lesson.adapters.report import adapter_report as adapter_report
@@ -56,9 +59,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+print_everywhere(sys.stdout)
+
 _HOME = {
     "adapters.geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],
-    "adapters.layers": ["LoRALinear", "DoRALinear"],
+    "adapters.lora": ["LoRALinear"],
+    "adapters.dora": ["DoRALinear"],
     "adapters.inject": ["add_adapters", "merge_adapters", "remove_adapters"],
     "adapters.report": ["adapter_report"],
     "adapters.peft_format": ["save_adapters", "load_adapters"],

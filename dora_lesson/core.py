@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import warnings
 from pathlib import Path
@@ -69,6 +70,16 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # a validator of ours, whose message says what is wrong
         return f"{field}: {message}" if field else message
     return f"{field} is {problem['input']!r}: {message}"
+
+
+_ASCII = {"×": "x", "‖": "||", "−": "-", "–": "-", "→": "->", "Δ": "d", "≤": "<=", "≥": ">=", "·": "*", "√": "sqrt "}
+
+
+def print_everywhere(stream: Any) -> None:
+    """Let a stream print signs that its code page does not have, such as × or ‖, in plain letters."""
+    if hasattr(stream, "reconfigure") and stream.errors == "strict":
+        codecs.register_error("dora_lesson", lambda e: (_ASCII.get(e.object[e.start], "?"), e.start + 1))  # type: ignore[attr-defined]
+        stream.reconfigure(errors="dora_lesson")
 
 
 def quiet_known_noise() -> None:

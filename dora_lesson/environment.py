@@ -124,7 +124,8 @@ def _imported_before_an_update() -> list[str]:
     stale = []
     for name in ["numpy", *LIBRARIES]:
         imported = getattr(sys.modules.get(name), "__version__", None)
-        if imported is not None and str(imported) != importlib.metadata.version(name):
+        installed = importlib.metadata.version(name)
+        if imported is not None and str(imported).split("+")[0] != installed.split("+")[0]:  # +cpu, +cu130: the build
             stale.append(name)
     return stale
 

@@ -198,8 +198,33 @@ def step_0_only(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def
     return F.linear(x, W, bias)
 
 
+def scaled_by(scaling: Callable[..., float]) -> Attempt:
+    def my_dora_forward(
+        x: Tensor, W: Tensor, bias: Tensor, A: Tensor, B: Tensor, m: Tensor, lora_alpha: float
+    ) -> Tensor:
+        return as_in_the_paper(x, W, bias, A, B, m, scaling(lora_alpha, A, B) * A.shape[0])
+
+    return my_dora_forward
+
+
+def transposed_update(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def]
+    V = W + lora_alpha / A.shape[0] * (B @ A).T
+    return F.linear(x, m[:, None] * V / norm(V).detach(), bias)
+
+
+def input_detached(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def]
+    return as_in_the_paper(x.detach(), W, bias, A, B, m, lora_alpha)
+
+
+def base_product_without_gradient(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def]
+    scaling = lora_alpha / len(A)
+    with torch.no_grad():
+        base, length = x @ W.T, (W + scaling * B @ A).norm(dim=1)
+    return m / length * (base + scaling * (x @ A.T) @ B.T) + bias
+
+
 def scaling_of_the_first_case(x, W, bias, A, B, m, lora_alpha):  # type: ignore[no-untyped-def]
-    return as_in_the_paper(x, W, bias, A, B, m, 3.0 * A.shape[0])
+    return as_in_the_paper(x, W, bias, A, B, m, 4.5 * A.shape[0])
 
 
 WRONG_FORWARDS: list[tuple[Attempt, str]] = [
@@ -217,7 +242,21 @@ WRONG_FORWARDS: list[tuple[Attempt, str]] = [
     (with_weight(lambda W, BA, m: m[:, None] * (W + BA) / (W + BA).norm().detach()), "whole matrix"),
     (with_weight(lambda W, BA, m: m[:, None] * (W + BA) / norm(W + BA).detach() ** 2), "square root"),
     (alpha_not_divided, "lora_alpha / r"),
-    (alpha_by_the_wrong_length, "matches no slip"),
+    (alpha_by_the_wrong_length, "wrong side"),
+    (scaled_by(lambda alpha, A, B: alpha / len(B)), "wrong side"),
+    (scaled_by(lambda alpha, A, B: 2.0), "scaling is 2 whatever"),
+    (scaled_by(lambda alpha, A, B: alpha / 8), "rank is 8 whatever"),
+    (scaled_by(lambda alpha, A, B: alpha / 2), "rank is 2 whatever"),
+    (scaled_by(lambda alpha, A, B: alpha // len(A)), "rounded down"),
+    (scaled_by(lambda alpha, A, B: alpha / len(A) ** 0.5), "rsLoRA"),
+    (scaled_by(lambda alpha, A, B: len(A) / alpha), "upside down"),
+    (with_weight(lambda W, BA, m: m.abs()[:, None] * (W + BA) / norm(W + BA).detach()), "sign of m"),
+    (with_weight(lambda W, BA, m: m[:, None] * (W + BA) / norm(W + BA).detach().clamp(min=1)), "clamp"),
+    (with_weight(lambda W, BA, m: norm(W) * (W + BA) / norm(W + BA).detach() + 0 * m[:, None]), "taken from W again"),
+    (with_weight(lambda W, BA, m: m[:, None] / norm(W + BA).detach() * W + BA), "LoRA's part is not scaled"),
+    (transposed_update, "B A is transposed"),
+    (input_detached, "no gradient reaches x"),
+    (base_product_without_gradient, "gradient of x"),
     (scaling_of_the_first_case, "matches no slip"),
     (bias_scaled, "bias is scaled"),
     (bias_forgotten, "bias is missing"),
@@ -253,8 +292,8 @@ def merged_without_scaling(W, A, B, m, scaling):  # type: ignore[no-untyped-def]
 
 
 WRONG_MERGES: list[tuple[Attempt, str]] = [
-    (merged_with(lambda W, BA, m: W + BA), "merges LoRA"),
-    (merged_without_scaling, "scaling is missing"),
+    (merged_with(lambda W, BA, m: W + BA), "this is LoRA"),
+    (merged_without_scaling, "not scaled"),
     (merged_with(lambda W, BA, m: m[:, None] * (W + BA) / (W + BA).norm(dim=0)), "dim=0"),
     (merged_with(lambda W, BA, m: m * (W + BA) / norm(W + BA)), "keepdim"),
     (merged_with(lambda W, BA, m: m / (W + BA).norm(dim=1) * (W + BA)), "keepdim"),
@@ -265,6 +304,10 @@ WRONG_MERGES: list[tuple[Attempt, str]] = [
     (merged_with(lambda W, BA, m: m[:, None] * W / norm(W + BA)), "W stands above"),
     (merged_with(lambda W, BA, m: W + m[:, None] * F.normalize(W + BA, dim=1)), "added to W"),
     (merged_with(lambda W, BA, m: (m[:, None] * F.normalize(W + BA, dim=1)).T.contiguous()), "matches no slip|shape"),
+    (merged_with(lambda W, BA, m: m[:, None] * (W + BA) / (W + BA).norm()), "whole matrix"),
+    (merged_with(lambda W, BA, m: m[:, None] * (W + BA) / norm(W + BA) ** 2), "square root"),
+    (merged_with(lambda W, BA, m: W + m[:, None] * BA / norm(BA)), "W plus the update"),
+    (merged_with(lambda W, BA, m: m.abs()[:, None] * (W + BA) / norm(W + BA)), "sign of m"),
     (merged_in_place, "in place"),
     (lambda W, A, B, m, scaling: merged_by_formula(W, A, B, m, 2.5), "matches no slip"),
 ]
@@ -288,6 +331,20 @@ def norm_of_a_formed_update(W, W_squared, A, B, scaling):  # type: ignore[no-unt
     return (W_squared + 2 * scaling * (W @ A.T * B).sum(1) + scaling**2 * BA.square().sum(1)).sqrt()
 
 
+def norm_in_numpy(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
+    V = W.numpy() + scaling * B.numpy() @ A.numpy()
+    return torch.from_numpy((V**2).sum(axis=1) ** 0.5)
+
+
+def norm_in_two_halves(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
+    halves = zip(W.chunk(2), B.chunk(2), strict=True)
+    return torch.cat([(w + scaling * b @ A).norm(dim=1) for w, b in halves])
+
+
+def norm_that_squares_W(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
+    return norm_by_sums(W, W.square().sum(dim=1), A, B, scaling)
+
+
 def norm_along_the_wrong_axis(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
     return (W + scaling * B @ A).norm(dim=0)
 
@@ -306,8 +363,11 @@ WRONG_NORMS: list[tuple[Attempt, str]] = [
     (norm_with(lambda W2, c, u, s: W2.sqrt()), "norm of W"),
     (norm_with(lambda W2, c, u, s: (W2**2 + 2 * s * c + s * s * u).sqrt()), "is squared again"),
     (lambda W, W2, A, B, scaling: norm_by_sums(W, W2, A, B, 0.3), "matches no slip"),
-    (norm_formed, "never form B @ A"),
-    (norm_of_a_formed_update, "never form B @ A"),
+    (norm_formed, "numbers were made at once"),
+    (norm_of_a_formed_update, "numbers were made at once"),
+    (norm_in_numpy, "numbers were made at once"),
+    (norm_in_two_halves, "numbers were made at once"),
+    (norm_that_squares_W, "numbers were made at once"),
     (norm_along_the_wrong_axis, "dim=0"),
     (norm_in_a_column, "shape"),
     (norm_with(lambda W2, c, u, s: (W2 + 2 * s * c + s * s * u).sqrt().mean()), "shape"),

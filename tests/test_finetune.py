@@ -183,7 +183,7 @@ def test_bad_settings_are_refused_in_words(changed, words, tokenizer, items):
 def test_a_model_with_nothing_to_train_is_refused(tokenizer, items):
     with pytest.raises(ValueError, match="add adapters first"):
         finetune(a_model().requires_grad_(False), tokenizer, items, **SETTINGS)
-    with pytest.raises(ValueError, match="too coarse"):
+    with pytest.raises(ValueError, match="rounded away"):
         finetune(small_llama().half(), tokenizer, items, **SETTINGS)
 
 

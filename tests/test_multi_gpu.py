@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dora_lesson import load_base
-from dora_lesson.adapters.layers import DoRALinear
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.peft_format import WEIGHTS, load_adapters
 from dora_lesson.multi_gpu import sharding, train
 from dora_lesson.multi_gpu.config import MultiGpuConfig, read_config
@@ -176,7 +176,7 @@ def test_a_layer_whose_weight_is_sharded_keeps_the_norm_of_the_whole_weight(monk
     before = layer(x)
     sharding._keep_norm(layer, torch.device("cpu"))
     layer.base.weight.data = layer.base.weight.data.clone()  # put together again, elsewhere
-    monkeypatch.setattr("dora_lesson.adapters.layers.vector_norm", None)
+    monkeypatch.setattr("dora_lesson.adapters.dora.vector_norm", None)
     assert torch.equal(layer(x), before)
 
 

@@ -40,7 +40,7 @@ SETUP = """\
 # Set-up, the same in every lesson. In Colab it installs the course first.
 import importlib.util
 
-if importlib.util.find_spec("dora_lesson") is None:
+if getattr(importlib.util.find_spec("dora_lesson"), "origin", None) is None:
     %pip install -q "dora_lesson @ git+{repository}"
 import dora_lesson
 

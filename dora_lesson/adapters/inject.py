@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from dora_lesson.adapters.layers import DoRALinear, LoRALinear
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.linear4bit import is_four_bit, restore_order
+from dora_lesson.adapters.lora import LoRALinear
 
 LAYERS = {"lora": LoRALinear, "dora": DoRALinear}
 

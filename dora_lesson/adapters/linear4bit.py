@@ -164,14 +164,18 @@ def require_base(base: nn.Module) -> None:
 
 
 def restore_order(model: nn.Module) -> None:
-    """Put the bytes of all 4-bit layers back in the order that a backward pass can read.
+    """Put the bytes of all 4-bit layers back in the order that a backward pass and an adapter can read, and keep them.
 
     Where bitsandbytes has reordered them for answers, its product has no backward pass: a layer without an adapter
-    would give no gradient to the layers below it, with no more than a warning.
+    would give no gradient to the layers below it, with no more than a warning. PEFT's DoRA then takes the norm of bytes
+    in the wrong order, and answers nonsense. Call it after `model.eval()`.
     """
     for layer in model.modules():
         if is_four_bit(layer):
             quant_state(layer)
+        base = getattr(layer, "base_layer", None)
+        if isinstance(base, nn.Module) and is_four_bit(base):
+            base.train()  # PEFT's adapters read the bytes themselves: a layer in train mode is not reordered
 
 
 def quant_state(base: Any) -> Any:

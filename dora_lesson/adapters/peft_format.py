@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dora_lesson.adapters import inject
-from dora_lesson.adapters.layers import DoRALinear, LoRALinear
+from dora_lesson.adapters.dora import DoRALinear
+from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.core import first_problem
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from dora_lesson.adapters.layers import LoRALinear
 from dora_lesson.adapters.linear4bit import frozen_weight
+from dora_lesson.adapters.lora import LoRALinear
+
+_STARTS_AT_W = (True, None, "gaussian", "eva")  # PEFT's init_lora_weights with B = 0
 
 
 @dataclass(repr=False)
@@ -43,46 +45,81 @@ class AdapterReport:
 def adapter_report(model: nn.Module) -> AdapterReport:
     """Count what the adapters in a model train, by part and against the formula, and say which method they are.
 
-    Works for this package's layers and for PEFT's. The formula is r (d_in + d_out) a layer, and d_out more for DoRA.
+    Works for this package's layers and for PEFT's, of which it looks at the active adapters. The formula is
+    r (d_in + d_out) a layer, and d_out more for DoRA. Whether magnitudes have moved is None where nobody can know:
+    without DoRA, without weights, and after a start at which B A was not zero.
 
     Raises:
-        ValueError: the model has no adapters.
+        ValueError: the model has no active adapters.
     """
+    starts = {name: config.init_lora_weights for name, config in getattr(model, "peft_config", {}).items()}
     rows: dict[str, list[int]] = {}
     kinds: set[str] = set()
     problems: list[str] = []
-    moved: list[bool] = []
-    for name, layer in model.named_modules():
-        parts = _parts(layer)
-        if parts is None:
-            continue
-        base, A, B, m = parts
-        kinds.add("LoRA" if m is None else "DoRA")
-        row = rows.setdefault(name.split(".")[-1], [0, 0, 0])
-        row[0] += 1
-        row[1] += sum(t.numel() for t in (A, B, m) if t is not None and t.requires_grad)
-        row[2] += A.shape[0] * (A.shape[1] + B.shape[0]) + (0 if m is None else B.shape[0])
-        if m is not None:
-            if A.requires_grad and not m.requires_grad:
-                problems.append(f"{name}: A and B train, but the magnitude is frozen.")
-            if not base.weight.is_meta:
-                start = vector_norm(frozen_weight(base), dim=1, dtype=m.dtype)
-                moved.append(not torch.allclose(m.detach(), start, rtol=1e-6))
+    moved: list[bool | None] = []
+    for name, module in model.named_modules():
+        for part in adapters_of(module):
+            kinds.add("LoRA" if part.magnitude is None else "DoRA")
+            row = rows.setdefault(name.split(".")[-1], [0, 0, 0])
+            row[0] += 1
+            tensors = [t for t in (part.A, part.B, part.magnitude) if t is not None]
+            row[1] += sum(t.numel() for t in tensors if t.requires_grad)
+            row[2] += sum(t.numel() for t in tensors)
+            if part.magnitude is not None:
+                if part.A.requires_grad and not part.magnitude.requires_grad:
+                    problems.append(f"{name}: A and B train, but the magnitude is frozen.")
+                known = starts.get(part.name, True) in _STARTS_AT_W and not getattr(module, "merged", False)
+                moved.append(_has_moved(part) if known else None)
     if not rows:
-        raise ValueError("The model has no adapters: add them first.")
+        raise ValueError("The model has no adapters that are switched on: add or enable them first.")
     method = kinds.pop() if len(kinds) == 1 else "a mixture of LoRA and DoRA"
     table = [(part, *row) for part, row in rows.items()]
-    return AdapterReport(table, method, problems, any(moved) if moved else None)  # type: ignore[arg-type]
+    moved_at_all = None if None in moved or not moved else any(moved)
+    return AdapterReport(table, method, problems, moved_at_all)  # type: ignore[arg-type]
 
 
-def _parts(layer: nn.Module) -> tuple[Any, Tensor, Tensor, Tensor | None] | None:
-    """The base layer, A, B and m (None for LoRA) of an adapted layer, this package's or PEFT's; None for any other."""
+class AdapterParts(NamedTuple):
+    """One adapter over one layer, whoever made it; `magnitude` is None for LoRA."""
+
+    base: Any
+    A: Tensor
+    B: Tensor
+    magnitude: Tensor | None
+    r: int
+    scaling: float
+    lora_dropout: float
+    name: str  # of the adapter, in PEFT; empty for this package's
+
+
+def adapters_of(module: nn.Module) -> list[AdapterParts]:
+    """The active adapters over a layer, this package's or PEFT's; empty for any other module."""
+    layer: Any = module
     if isinstance(layer, LoRALinear):
-        return layer.base, layer.lora_A, layer.lora_B, getattr(layer, "magnitude", None)
-    if not hasattr(layer, "base_layer") or not getattr(layer, "lora_A", None):
+        m = getattr(layer, "magnitude", None)
+        return [AdapterParts(layer.base, layer.lora_A, layer.lora_B, m, layer.r, layer.scaling, layer.dropout.p, "")]
+    if not hasattr(layer, "base_layer") or not hasattr(layer, "lora_A") or layer.disable_adapters:
+        return []
+    found = []
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+        elif name in layer.lora_embedding_A:
+            A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+        else:
+            continue
+        m = layer.lora_magnitude_vector[name].weight if name in layer.lora_magnitude_vector else None
+        dropout = getattr(layer.lora_dropout[name], "p", 0.0)
+        found.append(AdapterParts(layer.get_base_layer(), A, B, m, layer.r[name], layer.scaling[name], dropout, name))
+    return found
+
+
+def _has_moved(part: AdapterParts) -> bool | None:
+    """Whether a magnitude is elsewhere than at its start: ‖W‖ in float32 or, as PEFT takes it, in the base's dtype."""
+    m, base = part.magnitude, part.base
+    if base.weight.is_meta or not isinstance(base, nn.Linear):
         return None
-    adapter = next(iter(layer.lora_A))  # type: ignore[arg-type]
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # type: ignore[index, operator, union-attr]
-    vectors: Any = getattr(layer, "lora_magnitude_vector", {})
-    m = vectors[adapter].weight if adapter in vectors else None
-    return layer.base_layer, A, B, m
+    assert m is not None
+    W = frozen_weight(base).detach()
+    start, rounded = vector_norm(W, dim=1, dtype=m.dtype), torch.linalg.norm(W, dim=1).to(m.dtype)
+    near = torch.isclose(m.detach(), start, rtol=1e-6, atol=0) | (m.detach() == rounded)
+    return not bool(near.all())

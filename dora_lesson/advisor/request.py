@@ -11,7 +11,7 @@ import torch
 
 from dora_lesson.memory.plan import KNOWN, hub_config
 from dora_lesson.models.load import BUNDLED
-from dora_lesson.models.shapes import SHAPES, llama_config
+from dora_lesson.models.shapes import SHAPES, llama_config, require_language_model
 
 PRIORITIES = ("quality", "time", "memory")
 INFERENCE = ("merged", "unmerged", "4-bit")
@@ -89,9 +89,13 @@ def parse_request(
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
     if isinstance(vram_gb, bool) or not isinstance(vram_gb, numbers.Real) or not 0 < vram_gb < 10_000:
         raise ValueError(f"vram_gb is {vram_gb!r}, but the memory of a GPU in GB is expected, such as 16.")
-    if not isinstance(sequence_length, numbers.Integral) or sequence_length < 1:
+    whole = isinstance(sequence_length, numbers.Integral) and not isinstance(sequence_length, bool)
+    if not whole or sequence_length < 1:
         raise ValueError(f"sequence_length is {sequence_length!r}, but a whole number from 1 is expected.")
+    if not isinstance(bfloat16, bool):
+        raise ValueError(f"bfloat16 is {bfloat16!r}, but True or False is expected.")
     label, model_id, config = _look_up(model)
+    require_language_model(config)
     if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
     if stack in PACKED and label in SHAPES:  # the checkpoint that is known for this shape is not packed
@@ -102,6 +106,8 @@ def parse_request(
 
 def _look_up(model: Any) -> tuple[str, str, Any]:
     """What to call the model, what to load, and its configuration."""
+    if isinstance(model, Path):
+        model = str(model)
     if not isinstance(model, str):
         if not hasattr(model, "to_json_string"):
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")

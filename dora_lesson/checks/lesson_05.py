@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dora_lesson.adapters.layers import DoRALinear, LoRALinear
+from dora_lesson.adapters.dora import DoRALinear
+from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, expect_tensor, is_whole, plain
 from dora_lesson.memory.estimate import estimate
 from dora_lesson.models.shapes import llama_config

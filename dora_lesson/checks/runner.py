@@ -145,6 +145,8 @@ def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: 
         raise Wrong(f"{what} is a {type(value).__name__}, but a tensor is expected; look at what you return.")
     if tuple(value.shape) != shape:
         raise Wrong(f"{what} has shape {tuple(value.shape)}, but {shape} is expected; {advice or 'look at the dims.'}")
+    if value.dtype == torch.float64:  # computed more precisely than asked for
+        value = value.to(dtype)
     if value.dtype != dtype:
         raise Wrong(f"{what} has dtype {value.dtype}, but the inputs have {dtype}; look for a conversion on the way.")
     return value

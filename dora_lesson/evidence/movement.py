@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from dora_lesson.adapters.geometry import direction_change, magnitude_change
 from dora_lesson.adapters.inject import matching_linears
-from dora_lesson.adapters.layers import LoRALinear
 from dora_lesson.adapters.linear4bit import frozen_weight
+from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.evidence.paired_run import PairedRunConfig
 
 

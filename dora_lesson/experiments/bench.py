@@ -23,8 +23,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from tqdm.auto import tqdm
 
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.inject import add_adapters
-from dora_lesson.adapters.layers import DoRALinear, LoRALinear
+from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.memory.timing import benchmark_interleaved
 from dora_lesson.memory.tracking import saved_bytes
 from dora_lesson.models.load import load_base

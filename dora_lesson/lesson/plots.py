@@ -204,3 +204,36 @@ def _cos(degrees: float) -> float:
 
 def _sin(degrees: float) -> float:
     return math.sin(math.radians(degrees))
+
+
+def dora_layer() -> tuple[Figure, str]:
+    """A DoRA layer as boxes: what x goes through, what is trained, and where ‖V‖ comes from."""
+    boxes = {  # what a box does: where it stands, and what it is in training
+        "x": (0.3, 2, "data"),
+        "times Wᵀ\nfrozen": (3.4, 3.2, "frozen"),
+        "times Aᵀ\ntrained": (1.8, 0.8, "trained"),
+        "times Bᵀ\ntrained": (3.4, 0.8, "trained"),
+        "times\nscaling": (4.9, 0.8, "data"),
+        "sum\nx Vᵀ": (6.0, 2, "data"),
+        "divide\nby ‖V‖": (7.3, 2, "data"),
+        "times m\ntrained": (8.75, 2, "trained"),
+        "y": (9.95, 2, "data"),
+    }
+    looks = {"data": ("black", ":", 1), "frozen": ("#666666", "--", 1.5), "trained": (METHODS["DoRA"].color, "-", 2)}
+    fig, (ax,) = figure(height=2)
+    ax.set(xlim=(0, 10.2), ylim=(0.2, 3.8), xticks=[], yticks=[], frame_on=False)
+    drawn = []
+    for text, (right, up, kind) in boxes.items():
+        color, line, width = looks[kind]
+        frame = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": color, "ls": line, "lw": width}
+        drawn.append(ax.text(right, up, text, color=color, ha="center", va="center", bbox=frame))
+    for start, end in [(0, 1), (1, 5), (0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]:
+        a, b = drawn[start], drawn[end]
+        ends = {"patchA": a.get_bbox_patch(), "patchB": b.get_bbox_patch(), "arrowstyle": "-|>", "fc": "black"}
+        ax.annotate("", b.get_position(), a.get_position(), arrowprops=ends)
+    from_weights = {"arrowstyle": "-|>", "fc": "black", "ls": ":"}
+    ax.annotate("W, A, B", (7.3, 2.45), (7.3, 3.6), ha="center", arrowprops=from_weights)
+    return (
+        fig,
+        "x goes through W, and through A, B and scaling; their sum, divided by ‖V‖, times m, is y. ‖V‖ is of W, A, B.",
+    )

@@ -14,6 +14,7 @@ from torch import nn
 
 from dora_lesson.adapters.inject import add_adapters, matching_linears
 from dora_lesson.memory.tracking import saved_by
+from dora_lesson.models.shapes import require_language_model
 
 METHODS = ("full", "lora", "dora", "qlora", "qdora")
 # Bytes of states for a trained parameter; 8-bit AdamW has a float32 scale for 256 elements of either state.
@@ -226,12 +227,13 @@ def _activations(
 def _on_meta(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    require_language_model(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
 def _whole(**sizes: Any) -> list[int]:
     for name, value in sizes.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
     return [int(value) for value in sizes.values()]  # torch slices by no number of NumPy

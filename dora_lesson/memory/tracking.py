@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.linear4bit import is_four_bit
 
 
@@ -121,17 +122,19 @@ def measure_peak_memory(
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
     """Bytes that a model and its optimizer hold, by part, each storage counted once.
 
-    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters),
-    gradients, optimizer states. Buffers count as weights.
+    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters, and what
+    a `DoRALinear` keeps), gradients, optimizer states. Buffers count as weights.
     """
     parameters = list(model.parameters())
     some_frozen = not all(p.requires_grad for p in parameters)
     trained = [p for p in parameters if p.requires_grad]
+    kept = [t for layer in model.modules() if isinstance(layer, DoRALinear) for t in layer.kept_tensors()]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
+    buffers = [b for name, b in model.named_buffers() if not name.endswith("._W2")]
     parts: dict[str, list[Any]] = {
-        "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *model.buffers()],
+        "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *buffers],
         "quantization constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],
-        "adapters": [*trained] if some_frozen else [],
+        "adapters": [*trained, *kept] if some_frozen else [],
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer states": [t for t in states if isinstance(t, Tensor) and t.dim()],
     }

@@ -22,3 +22,21 @@ def llama_config(name: str) -> Any:
     if name not in SHAPES:
         raise ValueError(f"The shape is {name!r}, but one of {', '.join(SHAPES)} is expected.")
     return LlamaConfig(**SHAPES[name])
+
+
+def require_language_model(config: Any) -> None:
+    """Refuse a configuration that is not one of a dense language model, in a sentence."""
+    from transformers import PretrainedConfig
+
+    kind = type(config).__name__
+    if not isinstance(config, PretrainedConfig):
+        raise ValueError(f"config is a {kind}, but a configuration is expected, such as llama_config('llama-3.1-8b').")
+    if hasattr(config, "text_config"):
+        raise ValueError(f"{kind} is of a multimodal model: pass its text_config, which is the language model's.")
+    experts = [name for name in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, name, None)]
+    if experts:
+        raise ValueError(
+            f"{kind} is of a mixture of experts ({experts[0]}), which is not counted here: try a dense one."
+        )
+    if not getattr(config, "vocab_size", None) or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{kind} is not of a causal language model: try one such as llama_config('llama-3.1-8b').")

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.inject import require_adapters
 from dora_lesson.adapters.kept import Kept
-from dora_lesson.adapters.layers import DoRALinear
 from dora_lesson.adapters.linear4bit import is_four_bit
 from dora_lesson.core import SetupError
 

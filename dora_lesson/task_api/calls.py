@@ -64,9 +64,14 @@ def validate_call(call: Any) -> str | None:
     return "update changes nothing" if action == "update" and len(call) == 2 else None
 
 
+def reply_lines(reply: str) -> list[str]:
+    """The lines of a reply. JSON allows other line separators than this inside a text."""
+    return reply.replace("\r\n", "\n").split("\n")
+
+
 def find_call(reply: str) -> Call | None:
     """The first line of the reply that is a JSON object with an action, or None."""
-    for line in reply.splitlines():
+    for line in reply_lines(reply):
         try:
             call = json.loads(line)
         except (json.JSONDecodeError, RecursionError):

@@ -6,6 +6,7 @@ the assistant replies in a few sentences and puts one JSON call on a line of its
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dora_lesson.adapters.linear4bit import restore_order
 from dora_lesson.core import DATA, first_problem
-from dora_lesson.task_api.calls import validate_call
+from dora_lesson.task_api.calls import reply_lines, validate_call
 
 CATEGORIES = ["creation", "completion", "updates", "queries", "coaching", "edge cases", "boundaries"]
 SPLITS = ["train", "validation", "test"]
@@ -67,7 +69,7 @@ def load_task_api(split: str, folder: Path | str | None = None) -> Any:
         raise FileNotFoundError(f"{path} is not there: run `python -m tools.task_api_set` in the course's folder.")
     items: list[Item] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         problem = validate_item(line)
         if problem is None and (item := json.loads(line))["id"] in lines:
             problem = f"the id {item['id']!r} is already in line {lines[item['id']]}"
@@ -80,13 +82,22 @@ def load_task_api(split: str, folder: Path | str | None = None) -> Any:
     return Dataset.from_list(items)
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a JSON lines file. JSON allows other line separators than this inside a text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+        return text.split("\n") if text else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}): save it in UTF-8.") from None
+
+
 def validate_item(line: str) -> str | None:
     """What keeps a JSON line from being an item, in a few words, or None."""
     try:
         item = ChatItem.model_validate_json(line)
     except ValidationError as error:
         return first_problem(error)
-    calls = [line for line in item.messages[2].content.splitlines() if line.lstrip().startswith("{")]
+    calls = [line for line in reply_lines(item.messages[2].content) if line.lstrip().startswith("{")]
     if len(calls) != 1:
         return f"the reply holds {len(calls)} lines with a call, but one is expected"
     try:
@@ -99,14 +110,14 @@ def validate_item(line: str) -> str | None:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int = 1024) -> dict[str, list[int]]:
-    """Token ids of a chat, with labels on the assistant's last message and its end token alone.
+    """Token ids of a chat, with labels on the assistant's last message and the token that ends its turn alone.
 
     Everything before it (rules, request, the header of the reply) and the line break after it carry the label -100,
     which the loss leaves out.
 
     Raises:
         ValueError: the last message is not the assistant's, the chat is longer than `max_length` tokens, or the
-            tokenizer's chat template does not put the reply after the prompt.
+            tokenizer's chat template cannot be trained on; the message says why.
     """
     if (role := messages[-1]["role"]) != "assistant":
         raise ValueError(f"The last message is the {role}'s, but the assistant's is expected.")
@@ -116,14 +127,53 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
         raise ValueError("The tokenizer's chat template changes the prompt once a reply follows: choose another model.")
     if len(ids) > max_length:
         raise ValueError(f"A chat has {len(ids)} tokens: shorten it, or raise max_length, which is {max_length}.")
-    end = max((i + 1 for i, token in enumerate(ids) if token == tokenizer.eos_token_id), default=len(ids))
-    end = end if end > len(prompt) else len(ids)
+    end = _end_of_turn(tokenizer, ids, len(prompt))
     labels = [-100] * len(prompt) + ids[len(prompt) : end] + [-100] * (len(ids) - end)
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
+def _end_of_turn(tokenizer: Any, ids: list[int], start: int) -> int:
+    """Where the reply that begins at `start` ends, its end token included: the last special token of the chat."""
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ends = [i + 1 for i in range(start, len(ids)) if ids[i] in special]
+    if not ends:
+        raise ValueError(
+            "The tokenizer's chat template puts no end token after a reply, so that a model would never learn to stop: "
+            "add one to the template, such as {{ eos_token }}."
+        )
+    return ends[-1]
+
+
+def pad_token_id(model: Any, tokenizer: Any) -> int:
+    """The token to pad with; the end token stands in for a missing one, since padding is masked.
+
+    Raises:
+        ValueError: there is neither, or the model has no row for it.
+    """
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows = model.get_input_embeddings().num_embeddings
+    if pad is None or not 0 <= pad < rows:
+        raise ValueError(
+            f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}: set "
+            "tokenizer.pad_token = tokenizer.eos_token."
+        )
+    return int(pad)
+
+
 def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ValueError("The tokenizer has no chat template: take the instruct version of the model.")
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"The model's chat template refuses the chat ({error}): where it has no system role, put the rules in "
+            "front of the first request."
+        ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -154,15 +204,34 @@ def answer(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    restore_order(model)
+    pad = pad_token_id(model, tokenizer)
+    ends = _end_tokens(model, tokenizer)
     for start in tqdm(range(0, len(order), batch_size), desc=label, leave=False):
         indices = order[start : start + batch_size]
-        batch = {"input_ids": [prompts[i] for i in indices]}
-        padded = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(device)
+        width = max(len(prompts[i]) for i in indices)
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in indices], device=device)
+        mask = torch.tensor([[int(k >= width - len(prompts[i])) for k in range(width)] for i in indices], device=device)
         with torch.inference_mode():
             out = model.generate(
-                **padded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=ends,
             )
-        for i, tokens in zip(indices, out[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+        for i, tokens in zip(indices, out[:, width:].tolist(), strict=True):
             replies[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     model.train(was_training)
     return replies
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a reply: the one of the chat template, which need not be the tokenizer's, and the model's."""
+    ids = _tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    with contextlib.suppress(ValueError):  # a template without an end token: the model's own is all there is
+        ends.add(ids[_end_of_turn(tokenizer, ids, len(ids) // 2) - 1])
+    return sorted(token for token in ends if token is not None)

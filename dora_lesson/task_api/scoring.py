@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dora_lesson.core import DATA
-from dora_lesson.task_api.calls import Call, find_call, validate_call
+from dora_lesson.task_api.calls import Call, find_call, reply_lines, validate_call
 from dora_lesson.task_api.dataset import CATEGORIES, Item
 
 _WORDS = json.loads((DATA / "task_api" / "words.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     system, user, reference = (message["content"] for message in item["messages"])
     call, expected = find_call(reply), find_call(reference)
     assert expected is not None
-    text = " ".join(line for line in reply.splitlines() if not line.lstrip().startswith("{")).strip()
+    text = " ".join(line for line in reply_lines(reply) if not line.lstrip().startswith("{")).strip()
     low = text.lower().replace("\u2019", "'")
     stems = _stems(text)
     sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", text) if s]
@@ -85,7 +85,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     matter = _stems(user) | _stems(_subject(expected, tasks))
     every = matter | {stem for title in tasks.values() for stem in _stems(title)}
     points = {"acknowledge": int(bool(stems & every)) + int(bool(stems & matter) or not matter)}
-    lines = [line for line in reply.splitlines() if line.lstrip().startswith("{")]
+    lines = [line for line in reply_lines(reply) if line.lstrip().startswith("{")]
     valid = len(lines) == 1 and call is not None and validate_call(call) is None
     valid = valid and ("task" not in call or str(call["task"]) in tasks)  # type: ignore[operator, index]
     points["deliver"] = int(valid) + int(call is not None and _delivers(call, claims, low, stems & every, tasks))

@@ -15,6 +15,9 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from dora_lesson.adapters.linear4bit import is_four_bit
+from dora_lesson.adapters.report import adapters_of
+
 RUN = "run.json"  # says which run the folder holds
 _TRAINED = "trained.safetensors"
 
@@ -65,6 +68,25 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         with contextlib.suppress(OSError, json.JSONDecodeError):  # the state is cut or missing: skip this checkpoint
             complete[json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]] = path
     return complete[max(complete)] if complete else None
+
+
+def describe_run(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """What decides a run beside its data and its numbers: the base, its precision, and what is trained over it."""
+    frozen = {name: p for name, p in model.named_parameters() if name not in trained}
+    sample = [[name, str(p.dtype), [*p.shape], _some_numbers(p)] for name, p in frozen.items()]
+    parts: dict[str, Any] = {"base": digest(sample), "trained": digest([[n, [*p.shape]] for n, p in trained.items()])}
+    layers = [part for module in model.modules() for part in adapters_of(module)]
+    parts["method"] = sorted({"lora" if layer.magnitude is None else "dora" for layer in layers}) or ["full"]
+    parts["bits"] = sorted({4 if is_four_bit(layer.base) else 8 * layer.base.weight.element_size() for layer in layers})
+    for name in ("r", "scaling", "lora_dropout"):
+        parts[name] = sorted({getattr(layer, name) for layer in layers})
+    return parts
+
+
+def _some_numbers(p: torch.Tensor) -> list[float]:
+    flat = p.detach().reshape(-1)
+    picked = flat[:: max(1, flat.numel() // 8)][:8]
+    return [float(x) for x in picked.float().cpu()]
 
 
 def digest(value: Any) -> str:

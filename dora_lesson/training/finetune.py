@@ -18,8 +18,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_order
-from dora_lesson.task_api.dataset import Item, encode_chat
-from dora_lesson.training.checkpoints import RUN, TrainedOnly, digest, last_checkpoint
+from dora_lesson.task_api.dataset import Item, encode_chat, pad_token_id
+from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, digest, last_checkpoint
 
 
 @dataclass
@@ -66,7 +66,8 @@ def finetune(
         batch_size: chats a device and forward pass.
         learning_rate, warmup_share: the highest rate, and the share of the steps over which it rises.
         seed: of the batch order and of dropout.
-        output_dir: folder for checkpoints. If it holds a checkpoint of this very run, the run goes on from there.
+        output_dir: folder for checkpoints. If it holds a checkpoint of this very run (base, adapter, data and settings
+            alike), the run goes on from there.
         save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
         callbacks, label: further `TrainerCallback` objects, and what the progress bar says.
         max_length: the longest chat allowed, in tokens.
@@ -85,12 +86,15 @@ def finetune(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
-    if any(p.dtype == torch.float16 for p in trained.values()):
-        raise ValueError("Trainable parameters are torch.float16, too coarse for AdamW: load the model in float32.")
+    if coarse := [name for name, p in trained.items() if p.element_size() < 4]:
+        raise ValueError(
+            f"{coarse[0]} is trained in {trained[coarse[0]].dtype}, where AdamW's small steps are rounded away: make "
+            "what is trained float32, such as by adding the adapters after the model has its dtype."
+        )
     restore_order(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir) if output_dir is not None else None
-    settings |= {"trained": digest([*trained]), "chats": digest([chat["input_ids"] for chat in chats])}
+    settings |= describe_run(model, trained) | {"chats": digest([[c["input_ids"], c["labels"]] for c in chats])}
     checkpoint = last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     set_seed(seed)
@@ -121,7 +125,7 @@ def finetune(
             model=model,
             args=arguments,
             train_dataset=chats,
-            data_collator=Collator(tokenizer.pad_token_id),
+            data_collator=Collator(pad_token_id(model, tokenizer)),
             callbacks=[curve, *callbacks],
         )
     trainer.remove_callback(PrinterCallback)
