@@ -210,6 +210,26 @@ def test_counts_refuse_what_they_cannot_count():
         adapter_parameters(AutoConfig.for_model("llama", **SMOLLM2), "qlora", r=4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_a_llama_with_adapters_in_every_projection_compiles_to_one_graph(method, training):
+    torch._dynamo.reset()
+    model = with_adapters(method, target_modules="all-linear").train(training)
+    disturb(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def loss(model):
+        return model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss
+
+    expected = torch.autograd.grad(loss(model), trained)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(model, fullgraph=True)
+        for _ in range(2):
+            got = torch.autograd.grad(loss(compiled), trained)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
 # On disk.
 
 

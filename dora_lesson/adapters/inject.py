@@ -31,7 +31,9 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
     linears = [name for name in linears if not name.endswith(".base")]
     if target_modules == "all-linear":
         output = getattr(model, "get_output_embeddings", lambda: None)()
-        return [name for name in linears if modules[name] is not output]
+        if not (found := [name for name in linears if modules[name] is not output]):
+            raise ValueError(f"{type(model).__name__} has no linear layers that could be adapted.")
+        return found
     if isinstance(target_modules, str):
         try:
             matches = {target_modules: [name for name in modules if re.fullmatch(target_modules, name)]}

@@ -1,0 +1,304 @@
+"""What people reported against tools of this kind, each tried here on the smallest input that shows it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
+
+import dora_lesson
+from dora_lesson import adapter_report, answer, estimate, finetune, load_task_api, recommend, score
+from dora_lesson.adapters.inject import add_adapters
+from dora_lesson.environment import start_lesson
+from dora_lesson.task_api.dataset import encode_chat, validate_item
+from tests.test_adapters import SOME, disturb, small_llama
+
+RUN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundled):
+    return bundled[1]
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(load_task_api("train").select(range(4)))
+
+
+def ours(base=None, method="dora", **changed):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": SOME} | changed
+    return add_adapters(base or small_llama(vocab_size=49152), method, **settings)
+
+
+def theirs(**changed):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": SOME, "use_dora": True} | changed
+    return get_peft_model(small_llama(vocab_size=49152), LoraConfig(**settings))
+
+
+# Runs.
+
+OTHERS = {
+    "alpha": (lambda: ours(lora_alpha=32), "scaling"),
+    "rank": (lambda: ours(r=8, lora_alpha=16), "r "),
+    "dropout": (lambda: ours(lora_dropout=0.1), "lora_dropout"),
+    "method": (lambda: ours(method="lora"), "method"),
+    "targets": (lambda: ours(target_modules=["q_proj"]), "trained"),
+    "base": (lambda: ours(small_llama(seed=1, vocab_size=49152)), "base"),
+    "bits": (lambda: ours(small_llama(vocab_size=49152).bfloat16()), "bits"),
+    "full": (lambda: small_llama(vocab_size=49152), "trained|method"),
+    "peft-alpha": (lambda: theirs(lora_alpha=32), "scaling"),
+    "peft-rslora": (lambda: theirs(use_rslora=True), "scaling"),
+}
+
+
+@pytest.mark.parametrize(("other", "named"), OTHERS.values(), ids=OTHERS)
+def test_a_folder_goes_on_with_its_own_run_alone_and_names_what_differs(other, named, tokenizer, items, tmp_path):
+    finetune(ours(), tokenizer, items, **RUN, output_dir=tmp_path)
+    with pytest.raises(ValueError, match=rf"holds another run \(.*{named}"):
+        finetune(other(), tokenizer, items, **RUN, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        finetune(ours(), tokenizer, items[:3], **RUN, output_dir=tmp_path)
+    assert finetune(ours(), tokenizer, items, **RUN, output_dir=tmp_path).resumed_from == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [ours, theirs])
+def test_adapters_in_16_bits_are_not_trained(make, dtype, tokenizer, items):
+    with pytest.raises(ValueError, match="rounded away"):
+        finetune(make().to(dtype), tokenizer, items, **RUN)
+
+
+# The report.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_magnitudes_have_moved_only_once_they_have_in_every_precision(dtype):
+    base = small_llama().to(dtype)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=SOME, use_dora=True))
+    assert adapter_report(model).magnitude_moved is False
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "magnitude" in name)[0] *= 1.0003
+    assert adapter_report(model).magnitude_moved is True
+
+
+def test_nobody_can_know_whether_magnitudes_moved_after_a_start_at_which_b_was_not_zero():
+    for start in (False, "pissa"):
+        model = get_peft_model(
+            small_llama(), LoraConfig(r=4, target_modules=SOME, use_dora=True, init_lora_weights=start)
+        )
+        assert adapter_report(model).magnitude_moved is None
+
+
+def test_the_report_speaks_of_the_active_adapter():
+    model = get_peft_model(small_llama(), LoraConfig(r=4, target_modules=SOME, use_dora=True))
+    model.add_adapter("plain", LoraConfig(r=2, target_modules=["q_proj"]))
+    assert adapter_report(model).method == "DoRA"
+    model.set_adapter("plain")
+    report = adapter_report(model)
+    assert (report.method, report.magnitude_moved, report.trainable) == ("LoRA", None, 2 * 2 * 64)
+    with model.disable_adapter(), pytest.raises(ValueError, match="switched on"):
+        adapter_report(model)
+
+
+def test_the_report_counts_layers_of_every_kind():
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
+    report = adapter_report(get_peft_model(small_llama(), config))
+    assert {row[0]: row[2] for row in report.rows} == {"q_proj": 2 * 2 * 64, "embed_tokens": 2 * (64 + 32)}
+
+
+# Answers.
+
+
+def test_answers_of_pefts_qdora_are_not_spoilt_by_bytes_that_bitsandbytes_reorders(monkeypatch, tokenizer, items):
+    """On processors with AVX512-BF16 a 4-bit layer in eval mode reorders its bytes, which PEFT's DoRA then misreads."""
+    model = small_llama(vocab_size=49152, hidden_size=64, intermediate_size=64)
+    for name in ("q_proj", "v_proj"):
+        attention = model.model.layers[0].self_attn
+        plain = getattr(attention, name)
+        layer = bnb.nn.Linear4bit(plain.in_features, plain.out_features, bias=False, compute_dtype=torch.float32)
+        layer.load_state_dict(plain.state_dict())
+        layer.support_avx512bf16_for_cpu = True
+        setattr(attention, name, layer.to("cpu"))
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
+
+    def reorder(*_):
+        raise AssertionError("bytes were reordered under an adapter")
+
+    monkeypatch.setattr(bnb.nn.modules, "_convert_weight_packed_for_cpu", reorder)
+    assert len(answer(model, tokenizer, items, max_new_tokens=2)) == len(items)
+
+
+# Data files and replies.
+
+SEPARATORS = ["\u2028", "\u2029", "\x85"]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS, ids=ascii)
+def test_a_line_separator_that_json_allows_in_a_text_is_part_of_the_text(separator, items, tmp_path):
+    item = copy.deepcopy(items[0])
+    item["messages"][1]["content"] += f"{separator}thanks"
+    item["messages"][2]["content"] = f'Noted.\n{{"action": "create", "title": "Buy{separator}milk"}}'
+    line = json.dumps(item, ensure_ascii=False)
+    assert validate_item(line) is None
+    (tmp_path / "train.jsonl").write_text(line + "\n", encoding="utf-8", newline="\n")
+    (read,) = load_task_api("train", tmp_path)
+    assert read["messages"] == item["messages"]
+    assert score([item["messages"][2]["content"]], [item]).task_accuracy == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_in_another_encoding_is_named(encoding, items, tmp_path):
+    line = json.dumps(items[0] | {"id": "ünïque"}, ensure_ascii=False)
+    (tmp_path / "train.jsonl").write_text(line, encoding=encoding)
+    with pytest.raises(ValueError, match=r"train\.jsonl is not in UTF-8"):
+        load_task_api("train", tmp_path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(items, tmp_path):
+    lines = [json.dumps(item) for item in items]
+    (tmp_path / "train.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
+    assert len(load_task_api("train", tmp_path)) == len(items)
+
+
+# Tokenizers.
+
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.fixture
+def another(tokenizer):
+    return copy.deepcopy(tokenizer)
+
+
+def test_a_turn_that_does_not_end_with_eos_is_learnt_to_its_own_end(another, items):
+    another.chat_template = TURN + PROMPT
+    another.eos_token = "<|endoftext|>"
+    chat = encode_chat(another, items[0]["messages"])
+    learnt = [token for token in chat["labels"] if token != -100]
+    assert another.decode(learnt[-1]) == "<|im_end|>"
+
+
+def test_answers_stop_where_the_template_ends_a_turn(another, items, monkeypatch):
+    another.chat_template = TURN + PROMPT
+    another.eos_token = "<|endoftext|>"
+    model = small_llama(vocab_size=49152)
+    given = {}
+    monkeypatch.setattr(model, "generate", lambda **options: given.update(options) or options["input_ids"])
+    answer(model, another, items[:1])
+    assert another.convert_tokens_to_ids("<|im_end|>") in given["eos_token_id"]
+
+
+def test_a_template_without_an_end_a_role_or_at_all_is_refused_in_a_sentence(another, items):
+    another.chat_template = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    with pytest.raises(ValueError, match="no end token"):
+        encode_chat(another, items[0]["messages"])
+    another.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURN
+    with pytest.raises(ValueError, match="no system role"):
+        encode_chat(another, items[0]["messages"])
+    another.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_chat(another, items[0]["messages"])
+
+
+@pytest.mark.parametrize("pad", [None, "<|im_end|>"])
+def test_training_and_answering_need_no_pad_token(pad, another, items):
+    another.pad_token = pad
+    model = ours()
+    assert len(finetune(model, another, items, **RUN).losses) == 2
+    assert len(answer(model, another, items, max_new_tokens=2)) == len(items)
+
+
+def test_a_pad_token_that_the_model_has_no_row_for_is_refused(another, items):
+    another.add_special_tokens({"pad_token": "<|a new pad|>"})
+    with pytest.raises(ValueError, match=r"pads with token 49152.*tokenizer\.pad_token"):
+        finetune(ours(), another, items, **RUN)
+    with pytest.raises(ValueError, match="pads with token 49152"):
+        answer(ours(), another, items)
+
+
+# Machines.
+
+
+def test_the_first_cell_may_run_twice_where_torch_names_its_build(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", torch.__version__.split("+")[0] + "+cu130")
+    start_lesson()
+    assert capsys.readouterr().out == "Ready.\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "ascii", "latin-1", "utf-8"])
+def test_advice_prints_under_every_code_page(encoding):
+    code = (
+        "import dora_lesson as d; print(d.recommend(24, 'llama-3.1-8b', 'quality'), d.findings(), chr(8214), chr(215))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    assert b"DoRA" in done.stdout
+
+
+# Other configurations, other types.
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Gemma3Config(), "multimodal"),
+        (MixtralConfig(), "mixture of experts"),
+        (GPT2Config(), "no linear layers"),
+        ("llama-3.1-8b", "a configuration is expected"),
+        (None, "a configuration is expected"),
+    ],
+    ids=["multimodal", "experts", "no-linear", "name", "nothing"],
+)
+def test_what_cannot_be_estimated_is_refused_in_a_sentence(config, words):
+    with pytest.raises(ValueError, match=words):
+        estimate(config, "dora", batch_size=1, sequence_length=8, r=4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"vram_gb": "16"}, "vram_gb is '16'"),
+        ({"vram_gb": True}, "vram_gb is True"),
+        ({"priority": None}, "priority is None"),
+        ({"priority": ["quality"]}, "priority is"),
+        ({"model": 3}, "model is a int"),
+        ({"model": MixtralConfig()}, "mixture of experts"),
+        ({"model": Gemma3Config()}, "multimodal"),
+        ({"sequence_length": "512"}, "sequence_length is '512'"),
+        ({"sequence_length": True}, "sequence_length is True"),
+        ({"bfloat16": "yes"}, "bfloat16 is 'yes'"),
+    ],
+    ids=str,
+)
+def test_wrong_types_are_refused_in_a_sentence(changed, words):
+    asked = {"vram_gb": 16, "model": "llama-3.1-8b", "priority": "quality"} | changed
+    with pytest.raises(ValueError, match=words):
+        recommend(**asked)
+
+
+def test_a_folder_that_holds_a_configuration_may_be_a_path(tmp_path):
+    LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4).save_pretrained(
+        tmp_path
+    )
+    assert "DoRA" in str(dora_lesson.recommend(16, tmp_path, "quality"))
+
+
+def test_disturbed_layers_answer_alike_with_and_without_a_cache(tokenizer, items):
+    model = ours()
+    disturb(model)
+    first = answer(model, tokenizer, items, max_new_tokens=4)
+    assert answer(model, tokenizer, items, max_new_tokens=4, batch_size=1) == first
