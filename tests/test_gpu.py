@@ -97,3 +97,19 @@ def test_the_estimate_holds_in_half_precision(method, device):
     assert expected.total == pytest.approx(
         measure_peak_memory(step, model, optimizer).total, rel=0.01 if device == "cpu" else 0.05
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_training_pass_never_waits_for_the_gpu(method):
+    model = a_llama(method, torch.bfloat16, "cuda", vocab_size=64)
+    tokens = torch.arange(64, device="cuda").view(2, 32)
+    hidden = model.model.embed_tokens(tokens).detach().requires_grad_()
+    layer = model.model.layers[0].mlp.up_proj
+    layer(hidden).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(hidden).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -8,6 +8,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 import torch.nn.functional as F
@@ -432,6 +433,13 @@ def test_parametrized_weights_are_followed(training: bool) -> None:
     torch.testing.assert_close(layer.merge()(x), dense(layer, x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_exports_to_one_graph(training: bool) -> None:
+    layer, _, x, _ = twins(Case(dtype=torch.float32))
+    layer.train(training)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
 def test_a_base_that_is_offloaded_is_refused_in_a_sentence() -> None:
     x = torch.randn(3, 6)
     lora = nn.Sequential(LoRALinear(nn.Linear(6, 5), 2, 4))
@@ -680,6 +688,10 @@ def test_the_magnitude_is_not_rounded_to_bfloat16() -> None:
         ({"base": nn.Embedding(6, 5)}, TypeError, "Embedding.*nn.Linear"),
         ({"base": "q_proj"}, TypeError, "str.*nn.Linear"),
         ({"base": nn.Linear(6, 5, device="meta")}, ValueError, "meta.*load"),
+        ({"base": nn.LazyLinear(5)}, ValueError, "LazyLinear.*not seen an input"),
+        ({"base": nn.Linear(6, 5).to(torch.float8_e4m3fn)}, TypeError, "float8.*16-bit or 32-bit"),
+        ({"base": bnb.nn.Linear4bit(64, 64)}, TypeError, "Linear4bit.*not packed"),
+        ({"base": bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)}, TypeError, "Linear8bitLt.*use PEFT"),
         ({"base": LoRALinear(nn.Linear(6, 5), 2, 4)}, TypeError, "LoRALinear.*already holds an adapter"),
         ({"base": DoRALinear(nn.Linear(6, 5), 2, 4)}, TypeError, "DoRALinear.*already holds an adapter"),
         ({"base": peft_layer(nn.Linear(6, 5), 2, 4)}, TypeError, "already holds an adapter"),

@@ -145,8 +145,15 @@ def require_base(base: nn.Module) -> None:
     if hasattr(base, "lora_A") or hasattr(base, "base_layer"):
         raise TypeError(f"The base is a {kind}, which already holds an adapter: pass the plain nn.Linear inside it.")
     if not isinstance(base, nn.Linear):
+        kind = f"{type(base).__module__}.{kind}" if kind == "Linear" else kind  # a quantized one of torch's own
         raise TypeError(f"The base is a {kind}, but an nn.Linear is expected: pass one linear layer.")
     W, shape = base.weight, (base.out_features, base.in_features)
+    if isinstance(W, nn.parameter.UninitializedParameter):
+        raise ValueError(f"The base is a {kind} that has not seen an input yet: pass it one, then adapt it.")
+    if type(W).__name__ in ("Params4bit", "Int8Params") and not is_four_bit(base):
+        raise TypeError(
+            f"The base is a {kind} whose weights are not packed in 4 bits: move it to its device, or use PEFT."
+        )
     if W.is_meta:
         raise ValueError("The base has its weights on the meta device: load them first, without offload.")
     if W.is_inference():
