@@ -141,7 +141,11 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
     for name in names:
         kind = type(modules.get(name)).__name__
         if not isinstance(modules.get(name), nn.Linear):
-            found = f"a {kind} here, and these layers go over an nn.Linear: use PEFT" if name in modules else ""
+            found = (
+                f"which is of type {kind} here, and these layers go over an nn.Linear: use PEFT"
+                if name in modules
+                else ""
+            )
             raise ValueError(f"{path} adapts {name}, {found or 'which this model does not have: another base?'}.")
     selected = config.selects(model) or names
     inject.insert_layers(model, "dora" if config.use_dora else "lora", {name: config.of(name) for name in selected})
@@ -218,7 +222,7 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         start = start.lower()
     if start not in _PLAIN_STARTS:
         raise ValueError(
-            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that changes the base: save "
+            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that can change the base: save "
             "the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."
         )
     defaults = LoraConfig().to_dict()
