@@ -222,8 +222,8 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         start = start.lower()
     if start not in _PLAIN_STARTS:
         raise ValueError(
-            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that can change the base: save "
-            "the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."
+            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that can change the base: "
+            "save the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."
         )
     defaults = LoraConfig().to_dict()
     for key, value in (config.model_extra or {}).items():

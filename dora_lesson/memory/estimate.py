@@ -116,7 +116,8 @@ def estimate(
       full fine-tuning in 16 bits adds 4 P for the float32 copy of the weights (ZeRO, Rajbhandari et al., arXiv
       1910.02054, section 3.1: 16 bytes in all; whoever steps 16-bit weights without that copy holds half).
     - activations: counted, by running one and two blocks of this shape without memory behind the tensors and adding up
-      what autograd saves. A DoRA layer saves its product x Vᵀ besides: e tokens d_out. With gradient checkpointing, the
+      what autograd saves. A DoRA layer saves its product x Vᵀ besides: e tokens d_out. In
+      float16 both adapters multiply in float32, as PEFT's do, and save float32. With gradient checkpointing, the
       input of each block, e tokens hidden, and the larger of the loss's share and one block's (Chen et al., arXiv
       1604.06174).
     - temporaries: two float32 gradients on the way back through the loss, 8 bytes a logit; or the largest weight
@@ -166,7 +167,8 @@ def estimate(
     reply = min(reply, sequence_length)
     one, two = _activations(config, None if full else (r, target_modules), batch_size, sequence_length, reply, dtype)
     blocks = config.num_hidden_layers
-    block, rest = two - one + e * tokens * outputs // blocks, 2 * one - two
+    kept = 4 if dtype == torch.float16 else e  # of the product x Vᵀ; in float16 the adapters multiply in float32
+    block, rest = two - one + kept * tokens * outputs // blocks, 2 * one - two
     temporaries = max(8 * batch_size * reply * V, unpacked)
     if gradient_checkpointing:  # one block is whole at a time, after the loss is done with
         if block + unpacked > rest + temporaries:
