@@ -691,7 +691,7 @@ def test_the_magnitude_is_not_rounded_to_bfloat16() -> None:
         ({"base": nn.LazyLinear(5)}, ValueError, "LazyLinear.*not seen an input"),
         ({"base": nn.Linear(6, 5).to(torch.float8_e4m3fn)}, TypeError, "float8.*16-bit or 32-bit"),
         ({"base": bnb.nn.Linear4bit(64, 64)}, TypeError, "Linear4bit.*not packed"),
-        ({"base": bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)}, TypeError, "Linear8bitLt.*use PEFT"),
+        ({"base": bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)}, TypeError, "Linear8bitLt.*4-bit one"),
         ({"base": LoRALinear(nn.Linear(6, 5), 2, 4)}, TypeError, "LoRALinear.*already holds an adapter"),
         ({"base": DoRALinear(nn.Linear(6, 5), 2, 4)}, TypeError, "DoRALinear.*already holds an adapter"),
         ({"base": peft_layer(nn.Linear(6, 5), 2, 4)}, TypeError, "already holds an adapter"),

@@ -152,7 +152,7 @@ def require_base(base: nn.Module) -> None:
         raise ValueError(f"The base is a {kind} that has not seen an input yet: pass it one, then adapt it.")
     if type(W).__name__ in ("Params4bit", "Int8Params") and not is_four_bit(base):
         raise TypeError(
-            f"The base is a {kind} whose weights are not packed in 4 bits: move it to its device, or use PEFT."
+            f"The base is a {kind} whose weights are not packed: pass a 16-bit layer, or a 4-bit one on its device."
         )
     if W.is_meta:
         raise ValueError("The base has its weights on the meta device: load them first, without offload.")
