@@ -51,6 +51,12 @@ def bundled() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="session")
+def tokenizer(bundled: tuple[Any, Any]) -> Any:
+    """The bundled model's tokenizer: a test that changes it copies it first."""
+    return bundled[1]
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama of random weights, three blocks of 64, and the bundled model's tokenizer."""
     from transformers import AutoTokenizer

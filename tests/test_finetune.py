@@ -23,11 +23,6 @@ from tests.test_adapters import SOME, small_llama
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bundled):
-    return bundled[1]
-
-
-@pytest.fixture(scope="module")
 def items():
     return list(load_task_api("train").select(range(12)))
 

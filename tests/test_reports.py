@@ -25,11 +25,6 @@ RUN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
-def tokenizer(bundled):
-    return bundled[1]
-
-
-@pytest.fixture(scope="module")
 def items():
     return list(load_task_api("train").select(range(4)))
 

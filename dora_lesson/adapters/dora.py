@@ -56,7 +56,8 @@ class DoRALinear(LoRALinear):
         """Map x (..., d_in) to (..., d_out)."""
         dropped, bias, norm = self.dropout(x), self.base.bias, self._known_norm()
         if dropped is x and not is_called_plainly(self.base):
-            norm = self._factored_norm(projection(self.base, _wide(self.lora_A))) if norm is None else norm
+            if norm is None:
+                norm = self._factored_norm(projection(frozen_weight(self.base), _wide(self.lora_A)))
             xW = self.base(x) if bias is None else self.base(x) - bias
         elif norm is None:
             xW, WA = product_and_projection(self.base, dropped, _wide(self.lora_A))

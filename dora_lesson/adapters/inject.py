@@ -92,8 +92,7 @@ def add_adapters(
 
 
 def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, Any]]) -> nn.Module:
-    """`add_adapters` with settings for each layer, by name."""
-    require_none(model)
+    """`add_adapters` with settings for each layer, by name, into a model that has no adapters."""
     _require_one_name_each(model, settings)
     restore_order(model)
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.

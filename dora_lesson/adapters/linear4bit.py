@@ -28,18 +28,22 @@ def frozen_product(base: nn.Linear, x: Tensor) -> Tensor:
 
 
 def product_and_projection(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """x Wᵀ as `frozen_product` gives it, and `projection(base, A)`, with 4-bit weights unpacked once for both."""
+    """x Wᵀ as `frozen_product` gives it, and `projection(W, A)`, with 4-bit weights unpacked once for both."""
     if is_four_bit(base):
         products: tuple[Tensor, Tensor] = _FourBitProducts.apply(x, A.detach(), base)
         return products
-    return frozen_product(base, x), projection(base, A)
+    return frozen_product(base, x), projection(frozen_weight(base), A)
 
 
 @torch.no_grad()
-def projection(base: nn.Linear, A: Tensor) -> Tensor:
-    """W Aᵀ, (d_out, r), a constant, in the dtype of A, which is float32 at least."""
+def projection(W: Tensor, A: Tensor) -> Tensor:
+    """W Aᵀ, (d_out, r), a constant, in the dtype of A, which is float32 at least.
+
+    In blocks of rows: a CPU takes up to 60 % longer for one product with so thin a factor.
+    """
     with torch.autocast(A.device.type, enabled=False):
-        return _project(frozen_weight(base), A)
+        blocks = [rows.to(A.dtype) @ A.T for rows in W.split(len(W) if W.is_cuda else 2048)]
+        return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def _multiply(base: Any, x: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class _FourBitProducts(torch.autograd.Function):
                 xW, AW = y.split([len(tokens), len(A)])
                 return xW.to(x.dtype, copy=True).view(*x.shape[:-1], -1), AW.T.contiguous()
             W = frozen_weight(base)
-            return F.linear(x.to(dtype), W.to(dtype)).to(x.dtype), _project(W, A)
+            return F.linear(x.to(dtype), W.to(dtype)).to(x.dtype), projection(W, A)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -79,12 +83,6 @@ class _FourBitProducts(torch.autograd.Function):
         with torch.autocast(dy.device.type, enabled=False):
             dtype = _compute_dtype(ctx.base, dy)
             return (dy.to(dtype) @ frozen_weight(ctx.base).to(dtype)).to(dy.dtype), None, None
-
-
-def _project(W: Tensor, A: Tensor) -> Tensor:
-    """W Aᵀ in blocks of rows: a CPU takes up to 60 % longer for one product with so thin a factor."""
-    blocks = [rows.to(A.dtype) @ A.T for rows in W.split(len(W) if W.is_cuda else 2048)]
-    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def _compute_dtype(base: Any, x: Tensor) -> torch.dtype:

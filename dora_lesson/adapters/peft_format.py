@@ -176,14 +176,15 @@ def _mismatch(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
 
 def _without_the_bases_own(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file but for unchanged weights of the base, which PEFT adds where `lm_head` is adapted."""
-    own = model.state_dict()
+    others = [key for key in tensors if ".lora_" not in key]
+    own = model.state_dict() if others else {}
 
     def unchanged(key: str) -> bool:
         weight = own.get(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
         t = tensors[key]
         return weight is not None and weight.shape == t.shape and torch.equal(weight.cpu(), t.to(weight.dtype))
 
-    return {key: t for key, t in tensors.items() if not unchanged(key)}
+    return {key: t for key, t in tensors.items() if not (key in others and unchanged(key))}
 
 
 def _bare_name(name: str) -> str:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import bitsandbytes as bnb
@@ -30,7 +28,7 @@ from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.inject import add_adapters
 from dora_lesson.adapters.linear4bit import is_four_bit
 from dora_lesson.adapters.lora import LoRALinear
-from dora_lesson.memory.timing import benchmark_interleaved
+from dora_lesson.memory.timing import benchmark_interleaved, in_turns
 from dora_lesson.memory.tracking import saved_bytes
 from dora_lesson.models.load import default_device, load_base
 
@@ -115,7 +113,7 @@ def whole_steps(models: dict[str, Any], rounds: int) -> dict[str, float]:
         optimizers[name].step()
         optimizers[name].zero_grad()
 
-    return _in_turns([*models], step, rounds, "steps")
+    return in_turns([*models], step, _rounds(rounds, "steps"))
 
 
 def answers(models: dict[str, Any], rounds: int, tokens: int = 16) -> dict[str, float]:
@@ -131,20 +129,13 @@ def answers(models: dict[str, Any], rounds: int, tokens: int = 16) -> dict[str, 
         for _ in range(tokens):
             models[name](input_ids=prompt[:, :1], past_key_values=caches[name], use_cache=True)
 
-    return {name: s / tokens for name, s in _in_turns([*models], go_on, rounds, "answers").items()}
+    seconds = in_turns([*models], go_on, _rounds(rounds, "answers"))
+    return {name: s / tokens for name, s in seconds.items()}
 
 
-def _in_turns(names: list[str], run: Callable[[str], None], rounds: int, label: str) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in tqdm(range(rounds + 1), desc=label, disable=not sys.stderr.isatty()):
-        for name in names:
-            started = time.perf_counter()
-            run(name)
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - started)
-        names = names[1:] + names[:1]
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+def _rounds(count: int, label: str) -> Iterable[int]:
+    """One round that is not counted, and `count` that are, with a bar in a terminal."""
+    return tqdm(range(count + 1), desc=label, disable=not sys.stderr.isatty())
 
 
 def print_ratios(title: str, seconds: dict[str, float]) -> None:

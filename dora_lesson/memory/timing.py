@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,25 +37,38 @@ def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int =
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but at least one timed round is expected: pass 7 or more.")
-    times: dict[str, list[float]] = {name: [] for name in layers}
     x = x.detach().requires_grad_()
     dy = torch.randn_like(next(iter(layers.values()))(x))
-    order = [*layers]
-    for _ in range(rounds + 1):
-        for name in order:
-            _wait(x)
+
+    def tidy(name: str) -> None:
+        x.grad = None
+        layers[name].zero_grad()
+
+    return in_turns([*layers], lambda name: layers[name](x).backward(dy), range(rounds + 1), tidy)
+
+
+def in_turns(
+    names: list[str],
+    run: Callable[[str], None],
+    rounds: Iterable[Any],
+    after: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
+    """Median seconds of `run(name)`, the names taking turns; the first round and `after(name)` are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in rounds:
+        for name in names:
+            _wait()
             started = time.perf_counter()
-            layers[name](x).backward(dy)
-            _wait(x)
+            run(name)
+            _wait()
             times[name].append(time.perf_counter() - started)
-            x.grad = None
-            layers[name].zero_grad()
-        order = order[1:] + order[:1]  # nobody always runs after the one that leaves the memory in disarray
+            after(name)
+        names = names[1:] + names[:1]  # nobody always runs after the one that leaves the memory in disarray
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
+def _wait() -> None:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 

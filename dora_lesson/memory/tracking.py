@@ -130,7 +130,8 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     trained = [p for p in parameters if p.requires_grad]
     kept = [t for layer in model.modules() if isinstance(layer, DoRALinear) for t in layer.kept_tensors()]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
-    buffers = [b for name, b in model.named_buffers() if not name.endswith("._W2")]
+    kept_ids = {id(t) for t in kept}
+    buffers = [b for b in model.buffers() if id(b) not in kept_ids]
     parts: dict[str, list[Any]] = {
         "weights": [*(p for p in parameters if not (some_frozen and p.requires_grad)), *buffers],
         "quantization constants": [t for layer in model.modules() if is_four_bit(layer) for t in _constants(layer)],

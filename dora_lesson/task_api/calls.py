@@ -69,6 +69,11 @@ def reply_lines(reply: str) -> list[str]:
     return reply.replace("\r\n", "\n").split("\n")
 
 
+def call_lines(reply: str) -> list[str]:
+    """The lines of a reply that look like a call."""
+    return [line for line in reply_lines(reply) if line.lstrip().startswith("{")]
+
+
 def find_call(reply: str) -> Call | None:
     """The first line of the reply that is a JSON object with an action, or None."""
     for line in reply_lines(reply):

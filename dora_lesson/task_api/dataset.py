@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dora_lesson.adapters.linear4bit import restore_order
 from dora_lesson.core import DATA, first_problem
-from dora_lesson.task_api.calls import reply_lines, validate_call
+from dora_lesson.task_api.calls import call_lines, validate_call
 
 CATEGORIES = ["creation", "completion", "updates", "queries", "coaching", "edge cases", "boundaries"]
 SPLITS = ["train", "validation", "test"]
@@ -97,7 +97,7 @@ def validate_item(line: str) -> str | None:
         item = ChatItem.model_validate_json(line)
     except ValidationError as error:
         return first_problem(error)
-    calls = [line for line in reply_lines(item.messages[2].content) if line.lstrip().startswith("{")]
+    calls = call_lines(item.messages[2].content)
     if len(calls) != 1:
         return f"the reply holds {len(calls)} lines with a call, but one is expected"
     try:

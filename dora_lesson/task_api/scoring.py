@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dora_lesson.core import DATA
-from dora_lesson.task_api.calls import Call, find_call, reply_lines, validate_call
+from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_lines, validate_call
 from dora_lesson.task_api.dataset import CATEGORIES, Item
 
 _WORDS = json.loads((DATA / "task_api" / "words.json").read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     matter = _stems(user) | _stems(_subject(expected, tasks))
     every = matter | {stem for title in tasks.values() for stem in _stems(title)}
     points = {"acknowledge": int(bool(stems & every)) + int(bool(stems & matter) or not matter)}
-    lines = [line for line in reply_lines(reply) if line.lstrip().startswith("{")]
+    lines = call_lines(reply)
     valid = len(lines) == 1 and call is not None and validate_call(call) is None
     valid = valid and ("task" not in call or str(call["task"]) in tasks)  # type: ignore[operator, index]
     points["deliver"] = int(valid) + int(call is not None and _delivers(call, claims, low, stems & every, tasks))
