@@ -52,8 +52,12 @@ if TYPE_CHECKING:
     from dora_lesson.models.bundled import prepare as prepare
     from dora_lesson.models.load import load_base as load_base
     from dora_lesson.models.shapes import llama_config as llama_config
+    from dora_lesson.task_api.app import Assistant as Assistant
+    from dora_lesson.task_api.app import Task as Task
+    from dora_lesson.task_api.app import TaskList as TaskList
     from dora_lesson.task_api.dataset import answer as answer
     from dora_lesson.task_api.dataset import load_task_api as load_task_api
+    from dora_lesson.task_api.days import resolve as resolve
     from dora_lesson.task_api.scoring import score as score
     from dora_lesson.training.finetune import finetune as finetune
 
@@ -80,6 +84,8 @@ _HOME = {
     "models.bundled": ["prepare"],
     "models.load": ["load_base"],
     "models.shapes": ["llama_config"],
+    "task_api.app": ["Assistant", "Task", "TaskList"],
+    "task_api.days": ["resolve"],
     "task_api.dataset": ["load_task_api", "answer"],
     "task_api.scoring": ["score"],
     "training.finetune": ["finetune"],

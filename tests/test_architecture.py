@@ -14,7 +14,7 @@ from tools import notebooks
 
 PACKAGE = ROOT / "dora_lesson"
 CORE = ["core.py", "adapters", "models", "task_api", "training"]
-MOST_LINES, MOST_LINES_OF_A_MODULE = 2500, 250
+MOST_LINES, MOST_LINES_OF_A_MODULE = 2950, 250
 EXTRAS = ("experiments", "multi_gpu")
 
 

@@ -251,6 +251,22 @@ def copy_with_one_click(page: Any, cell_id: str, expected: int) -> None:
     until(page, lambda: page.evaluate(READ) == boxes.first.input_value(), "the older way does not copy")
 
 
+def talk(page: Any, cell_id: str) -> None:
+    """Type a request to the recorded assistant, see the list change, take it back, and ask the base."""
+    output = show(page, cell_id)
+    box, table = output.locator("input[type=text]"), output.locator("table")
+    until(page, lambda: box.count() == 1 and table.count() == 1, f"{cell_id} shows no conversation")
+    box.fill("remind me to buy stamps tomorrow")
+    box.press("Enter")
+    until(page, lambda: "buy stamps" in table.inner_text(), "the list does not follow the request")
+    output.get_by_role("button", name="Undo").click()
+    until(page, lambda: "buy stamps" not in table.inner_text(), "the change is not taken back")
+    output.get_by_role("button", name="base").click()
+    box.fill("remind me to buy stamps tomorrow")
+    output.get_by_role("button", name="Send").click()
+    until(page, lambda: "no call" in output.inner_text(), "the base is not asked")
+
+
 def calls(notebook: Any) -> dict[str, list[str]]:
     """The functions of `widgets` that each cell calls."""
     functions = {cell.id: re.findall(r"\bwidgets\.(\w+)\(", cell.source) for cell in notebook.cells}
@@ -294,6 +310,9 @@ def test_lesson_in_jupyterlab(path: Path, lab: str, page: Any) -> None:
             copy_with_one_click(page, cell_id, expected=3)
             continue
         assert cell_id in live, f"{cell_id} calls {called}, and shows no widget"
+        if called == ["Conversation"]:
+            talk(page, cell_id)
+            continue
         move_everything(page, cell_id, [kind for name in called for kind in controls(getattr(widgets, name)())])
     assert page.evaluate(ERRORS) == []
     page.evaluate(FAIL)

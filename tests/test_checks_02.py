@@ -11,8 +11,7 @@ from dora_lesson import checks
 
 FORWARDS = {
     "two thin products": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / A.shape[0] * (x @ A.T) @ B.T,
-    "merged": lambda x, W, b, A, B, a: F.linear(x, W + a / len(A) * B @ A, b),
-    "einsum": lambda x, W, b, A, B, a: x @ W.T + b + torch.einsum("...i,ri,or->...o", x, A, B) * (a / A.size(0)),
+    "einsum": lambda x, W, b, A, B, a: x @ W.T + b + torch.einsum("...r,or->...o", x @ A.T, B) * (a / A.size(0)),
     "linear twice": lambda x, W, b, A, B, a: F.linear(x, W, b) + F.linear(F.linear(x, A), B).mul(a / B.shape[1]),
 }
 WRONG_FORWARDS = {
@@ -25,6 +24,20 @@ WRONG_FORWARDS = {
     "W.T": lambda x, W, b, A, B, a: x @ W + b + a / len(A) * (x @ A.T) @ B.T,
     "untransposed": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A) @ B,
     "changed places": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ B) @ A,
+    "subtracted": lambda x, W, b, A, B, a: F.linear(x, W, b) - a / len(A) * (x @ A.T) @ B.T,
+    "scaled as well": lambda x, W, b, A, B, a: a / len(A) * (F.linear(x, W, b) + (x @ A.T) @ B.T),
+    "// rounds": lambda x, W, b, A, B, a: F.linear(x, W, b) + a // len(A) * (x @ A.T) @ B.T,
+    "upside down": lambda x, W, b, A, B, a: F.linear(x, W, b) + len(A) / a * (x @ A.T) @ B.T,
+    "root of r": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) ** 0.5 * (x @ A.T) @ B.T,
+    "divided by d_in": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / A.shape[1] * (x @ A.T) @ B.T,
+    "divided by d_out": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(B) * (x @ A.T) @ B.T,
+    "the number 2": lambda x, W, b, A, B, a: F.linear(x, W, b) + 2.0 * (x @ A.T) @ B.T,
+    "reach x": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x.detach() @ A.T) @ B.T,
+    "reach B": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A.T) @ B.detach().T,
+    "leave out detach and no_grad": torch.no_grad()(
+        lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A.T) @ B.T
+    ),
+    "size of W": lambda x, W, b, A, B, a: F.linear(x, W + a / len(A) * B @ A, b),
     "matches no slip": lambda x, W, b, A, B, a: 2 * F.linear(x, W, b),
     "matches no slip that": lambda x, W, b, A, B, a: F.linear(x, W, b) + 3 * (x @ A.T) @ B.T,  # of the first case alone
     "shape": lambda x, W, b, A, B, a: F.linear(x, W, b).sum(-1),
@@ -59,6 +72,7 @@ WRONG_COUNTS = {
     "DoRA's count": lambda shapes, r: sum(r * (o + i) + o for o, i in shapes),
     "r is missing": lambda shapes, r: sum(o + i for o, i in shapes),
     "only the first": lambda shapes, r: r * sum(shapes[0]),
+    "counted once": lambda shapes, r: sum(r * (o + i) for o, i in set(shapes)),
     "are multiplied": lambda shapes, r: sum(r * o * i for o, i in shapes),
     "you give": lambda shapes, r: 5,
     "but a number is expected": lambda shapes, r: "many",
@@ -130,7 +144,11 @@ WRONG_MOVEMENTS = {
     "changed the dict start": empties,
     "ΔD of 'a' is a Tensor, but a number": lambda s, n: {k: (0.0, 1 - cos(s[k], n[k])) for k in s},
     "is nan": lambda s, n: dict.fromkeys(s, (float("nan"), float("nan"))),
+    "are rounded": lambda s, n: {k: (round(M.item(), 4), round(D.item(), 4)) for k, (M, D) in by_loop(s, n).items()},
     "ΔM of": lambda s, n: {k: (2 * M, D) for k, (M, D) in by_loop(s, n).items()},
+    "by the order": lambda s, n: dict(
+        zip(s, by_loop(dict(enumerate(s.values())), dict(enumerate(n.values()))).values(), strict=True)
+    ),
     "ΔD of": lambda s, n: {k: (M, 2 * D) for k, (M, D) in by_loop(s, n).items()},
 }
 

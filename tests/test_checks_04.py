@@ -25,6 +25,7 @@ def config(**changed):
         config(target_modules=r".*\.(q|v)_proj"),
         config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], r=7, lora_alpha=14, task_type="CAUSAL_LM"),
         config(r=9, lora_alpha=6, use_rslora=True),
+        config(init_lora_weights="pissa"),
     ],
 )
 def test_a_right_configuration_is_accepted(attempt, capsys):
@@ -45,6 +46,9 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
         (config(r=16, lora_alpha=32), "over the budget"),  # the lesson's own, on fewer layers
         (config(target_modules="all-linear"), "over the budget"),
         (config(r=2, lora_alpha=4), "less than half"),
+        (config(inference_mode=True), "inference_mode is set"),
+        (config(target_modules="q_proj|v_proj"), "pass a list of names"),
+        (config(target_modules=["query"]), "PEFT finds no layers"),
         (lambda: {"r": 16, "use_dora": True}, "return a LoraConfig"),
     ],
 )
@@ -54,6 +58,13 @@ def test_a_wrong_configuration_is_named(attempt, words, capsys):
 
 
 def by_layer(model):
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    return all(x.lora_magnitude_vector for x in layers) and all(
+        p.requires_grad for x in layers for p in x.lora_magnitude_vector.parameters()
+    )
+
+
+def by_default_alone(model):
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     return all("default" in x.lora_magnitude_vector for x in layers) and all(
         x.lora_magnitude_vector["default"].weight.requires_grad for x in layers
@@ -106,6 +117,7 @@ def test_a_right_guard_is_accepted(attempt, capsys):
         (most_train, "one frozen magnitude passes"),
         (lambda model: hasattr(model.merge_and_unload(), "lora_A"), "in place"),
         (lambda model: False, "not recognized"),
+        (by_default_alone, "not every adapter is 'default'"),
         (lambda model: "yes", "True or False"),
     ],
 )
@@ -146,6 +158,7 @@ def test_a_right_merge_is_accepted(attempt, capsys):
         (lambda model: copy.deepcopy(model).unload(), "without the adapter"),
         (lambda model: copy.deepcopy(model), "still holds adapters"),
         (twice, "are off by"),
+        (lambda model: copy.deepcopy(model).half().merge_and_unload().float(), "its own precision"),
         (merged_before_the_copy, "the weights of the model that was given changed"),
         (lambda model: "merged", "return the merged model"),
     ],

@@ -84,7 +84,10 @@ def right_bytes(P, Q, N):
 @pytest.mark.parametrize(("attempt", "words"), [
     (lambda P, Q, N: P / 2 + Q / 64 + Q / 4096 + 12 * N, "stay in 16 bits"),
     (lambda P, Q, N: right_bytes(P, Q, N) * 8, "in bits"),
-    (lambda P, Q, N: 2 * (P - Q) + Q / 2 + 12 * N, "without the scales"),
+    (lambda P, Q, N: 2 * (P - Q) + Q / 2 + 12 * N, "without the scales of the blocks"),
+    (lambda P, Q, N: 2 * (P - Q) + Q / 2 + Q / 64 + 12 * N, "without the scales of the scales"),
+    (lambda P, Q, N: right_bytes(P, Q, N) / 1e9, "which is GB; return bytes"),
+    (lambda P, Q, N: right_bytes(P, Q, N) / 2**30, "which is GiB; return bytes"),
     (lambda P, Q, N: 2 * (P - Q) + Q / 2 + 4 * Q / 64 + 12 * N, "scales of 4 bytes"),
     (lambda P, Q, N: right_bytes(P, Q, N) - 8 * N, "optimizer's two states"),
     (lambda P, Q, N: right_bytes(P, Q, N) - 4 * N, "AdamW keeps two"),
@@ -104,10 +107,11 @@ def test_wrong_bytes_are_named(attempt, words, capsys):
 # Why a run is LoRA.
 
 
-def by_identity(model, optimizer):
-    stepped = [p for group in optimizer.param_groups for p in group["params"]]
-    found = [p for name, p in model.named_parameters() if name.endswith("magnitude")]
-    if len(found) == 0:
+def by_identity(model, optimizer, held=lambda name: "magnitude" in name, alive=lambda group: group["lr"] != 0):
+    stepped = [p for group in optimizer.param_groups if alive(group) for p in group["params"]]
+    found = [p for name, p in model.named_parameters() if held(name)]
+    adapted = sum("lora_A" in name for name, _ in model.named_parameters())
+    if len(found) == 0 or len(found) != adapted:
         return "no magnitude"
     if any(not p.requires_grad for p in found):
         return "frozen"
@@ -153,9 +157,32 @@ def by_any(model, optimizer, frozen=all, stepped=all):
     return "DoRA" if stepped(id(p) in held for p in found) else "not in the optimizer"
 
 
+def by_count(model, optimizer):
+    """Compares how many numbers train with how many the optimizer steps."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    stepped = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    if not any("magnitude" in name for name, _ in model.named_parameters()):
+        return "no magnitude"
+    return "DoRA" if trained == stepped else "not in the optimizer"
+
+
+def by_state(model, optimizer):
+    found = [p for name, p in model.named_parameters() if "magnitude" in name]
+    if len(found) != sum("lora_A" in name for name, _ in model.named_parameters()):
+        return "no magnitude"
+    if not all(p.requires_grad for p in found):
+        return "frozen"
+    return "DoRA" if all(p in optimizer.state for p in found) else "not in the optimizer"
+
+
 @pytest.mark.parametrize(("attempt", "words"), [
     (lambda model, optimizer: by_any(model, optimizer, frozen=any), "one frozen one is enough"),
-    (lambda model, optimizer: by_any(model, optimizer, stepped=any), "one that is missing is enough"),
+    (lambda model, optimizer: by_any(model, optimizer, stepped=any), "compare id(p) with the params"),
+    (lambda model, optimizer: by_any(model, optimizer), "leave out groups of rate 0"),
+    (lambda model, optimizer: by_identity(model, optimizer, alive=bool), "leave out groups of rate 0"),
+    (lambda model, optimizer: by_identity(model, optimizer, lambda name: name.endswith(".magnitude")), "called DoRA"),
+    (by_count, "'frozen' is right"),
+    (by_state, "empty before the first step"),
     (by_flag, "frozen magnitudes are not recognized"),
     (by_first_group, "is not called DoRA"),
     (optimizer_first, "'no magnitude' is right"),
@@ -185,6 +212,7 @@ def setting(batch_size, sequence_length, gradient_checkpointing=True, **more):
         setting(2, 2048),
         setting(7, 600),
         setting(8, 512, np.True_),
+        setting(1, 512, gradient_accumulation_steps=8),
         setting(np.int64(8), np.int64(512)),
     ],
 )
@@ -203,6 +231,8 @@ def test_a_right_setting_is_accepted(attempt, capsys):
     (setting(8, 512, "no"), "gradient_checkpointing is 'no'; pass True or False"),
     (lambda: {0: 1, "batch_size": 2}, "its keys are 0, batch_size"),
     (setting(8, 512, r=16), "its keys are"),
+    (setting(1, 512, gradient_accumulation_steps=4), "1 × 512 × 4 = 2,048 tokens"),
+    (setting(1, 512, gradient_accumulation_steps=0), "a whole number from 1"),
     (lambda: (8, 512, True), "return a dict"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_named(attempt, words, capsys):

@@ -14,8 +14,6 @@ from scipy import stats
 
 from dora_lesson import arm, compare, detectable, load_record, load_runs, paired_difference
 from dora_lesson.evidence import records
-from dora_lesson.task_api.dataset import load_task_api
-from dora_lesson.task_api.scoring import score
 
 RECORDS = sorted(path.stem for path in (records.DATA / "records").glob("*.json"))
 
@@ -99,10 +97,9 @@ def test_a_file_that_is_no_record_is_reported(content: bytes, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
-    """Every method has every seed, and today's rules give the recorded replies their recorded scores."""
+    """Every method has every seed. The chats of the first edition, which these runs replied to, are gone."""
     record: dict[str, Any] = load_record(name)
     count = int(re.search(r"--items (\d+)", record["command"]).group(1))  # type: ignore[union-attr]
-    items = list(load_task_api("test"))[:count]
     base, *trained = record["runs"]
     methods = {"base": ("full", "lora", "dora"), "qbase": ("qlora", "qdora")}[base["method"]]
     pairs = {(run["method"], run["seed"]) for run in trained}
@@ -110,11 +107,10 @@ def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
     assert pairs == {(method, seed) for method in methods for seed in record["seeds"]}
     assert len({(run["steps"], run["batch_size"]) for run in trained}) == 1
     for run in record["runs"]:
-        found, again = run["scores"], score(run["replies"], items)
-        assert found["right"] == "".join(str(int(right)) for right in again.right)
-        assert found["persona"] == again.persona
-        assert found["task_accuracy"] == pytest.approx(again.task_accuracy, abs=1e-4)
-        assert found["persona_consistency"] == pytest.approx(again.persona_consistency, abs=1e-3)
+        found = run["scores"]
+        assert len(run["replies"]) == len(found["right"]) == len(found["persona"]) == count
+        assert found["task_accuracy"] == pytest.approx(found["right"].count("1") / count, abs=1e-4)
+        assert found["persona_consistency"] == pytest.approx(sum(found["persona"]) / count, abs=1e-3)
     for run in trained:
         assert len(run["losses"]) == run["steps"]
         assert len(run["movement"]) == 4 * 30 * 5

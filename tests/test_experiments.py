@@ -129,11 +129,11 @@ def test_runs_of_two_versions_are_not_mixed(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_no_more_chats_are_held_out_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, [])
-    with pytest.raises(ValueError, match="held_out is 102, but the validation split has 101 chats"):
-        experiments.experiment(tuned(tmp_path, held_out=102), tmp_path / "runs")
-    experiments.experiment(design(tmp_path, held_out=102, arms=FIXED), tmp_path / "runs")  # tunes nothing
-    with pytest.raises(ValueError, match="the test split has 204 chats"):
-        experiments.experiment(design(tmp_path, held_out=205, arms=FIXED), tmp_path / "other")
+    with pytest.raises(ValueError, match="held_out is 201, but the validation split has 200 chats"):
+        experiments.experiment(tuned(tmp_path, held_out=201), tmp_path / "runs")
+    experiments.experiment(design(tmp_path, held_out=201, arms=FIXED), tmp_path / "runs")  # tunes nothing
+    with pytest.raises(ValueError, match="the test split has 400 chats"):
+        experiments.experiment(design(tmp_path, held_out=401, arms=FIXED), tmp_path / "other")
 
 
 def killed(run: PairedRunConfig, command: str) -> dict[str, Any]:
@@ -229,7 +229,8 @@ def test_a_run_is_the_same_again_and_another_seed_is_not(tiny_base: Path) -> Non
 
 def test_a_run_over_4_bits_is_scored_merged_and_packed_again_and_its_movement_is_followed(tiny_base: Path) -> None:
     record = experiments._quiet_run(config(tiny_base, "qdora", scored=2, checkpoints=2, steps=2), "a command")
-    assert set(record["requantized"]) == {"task_accuracy", "persona_consistency"} < set(record["scores"])
+    scores = {"task_accuracy", "action_accuracy", "persona_consistency"}
+    assert set(record["requantized"]) == scores < set(record["scores"])
     assert len(record["right"]) == len(record["replies"]) == len(record["persona"]) == 2
     assert [row[0] for row in record["movement"]] == [1, 1, 1, 2, 2, 2]  # three blocks, q_proj
     assert all(moved > 0 for row in record["movement"] for moved in row[3:])

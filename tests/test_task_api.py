@@ -1,4 +1,4 @@
-"""The Task API set as committed, errors with file and line, task accuracy, the rubric on good and bad replies."""
+"""The Task API set as committed, errors with file and line, exact calls, the rubric on good and bad replies."""
 
 from __future__ import annotations
 
@@ -7,64 +7,106 @@ import re
 from collections import Counter
 
 import pytest
+import yaml
 
-from dora_lesson.task_api.calls import ACTIONS, find_call, validate_call
-from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, load_task_api
-from dora_lesson.task_api.scoring import BANNED, is_right, normalize, persona_points, score
-from tools.task_api_set import FOLDER, build, created, near_duplicates, text
+from dora_lesson.task_api.calls import ACTIONS, call_schema, find_call, validate_call
+from dora_lesson.task_api.dataset import CATEGORIES, LEVELS, SPLITS, load_task_api
+from dora_lesson.task_api.persona import persona_points
+from dora_lesson.task_api.scoring import is_right, normalize, score
+from dora_lesson.task_api.words import BANNED
+from tools.task_api_set import FOLDER, created, near_duplicates, plain, spoken, text
+
+SOURCE = yaml.safe_load((FOLDER / "source" / "plain.yaml").read_text(encoding="utf-8"))
+UPDATES = ("move", "time", "high", "low", "undate", "rename")
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return {split: list(load_task_api(split)) for split in SPLITS}
+    return {(level, split): list(load_task_api(split, level=level)) for level in LEVELS for split in SPLITS}
 
 
 # The data.
 
 
 def test_the_set_is_large_enough_and_covers_everything(sets):
-    assert len(sets["train"]) >= 600
-    assert len(sets["validation"]) >= 100
-    assert len(sets["test"]) >= 200
-    for items in sets.values():
-        assert {item["category"] for item in items} == set(CATEGORIES)
+    sizes = {key: len(items) for key, items in sets.items()}
+    assert sizes["plain", "train"] >= 2000 and sizes["plain", "validation"] >= 200 and sizes["plain", "test"] >= 400
+    assert sizes["spoken", "train"] >= 600 and sizes["spoken", "validation"] >= 100 and sizes["spoken", "test"] >= 200
+    for (level, _), items in sets.items():
+        assert {item["category"] for item in items} == set(CATEGORIES) - ({"coaching"} if level == "plain" else set())
         assert {find_call(item["messages"][2]["content"])["action"] for item in items} == set(ACTIONS)
 
 
+def test_each_action_has_thirty_phrasings_a_quarter_of_them_and_half_of_the_objects_for_the_test():
+    phrasings = {kind: entry["train"] + entry["test"] for kind, entry in SOURCE["phrasings"].items()}
+    phrasings["update"] = [text for kind in UPDATES for text in phrasings.pop(kind)]
+    phrasings["none"] = [text for entry in SOURCE["talk"].values() for text in entry["train"] + entry["test"]]
+    assert set(phrasings) == set(ACTIONS)
+    for kind, entries in phrasings.items():
+        assert len(entries) == len(set(entries)) >= 30, kind
+    own = sum(len(entry["test"]) for entry in SOURCE["phrasings"].values())
+    assert own / sum(len(entries) for kind, entries in phrasings.items() if kind != "none") == pytest.approx(
+        0.25, abs=0.02
+    )
+    objects = {split: [noun for o in SOURCE["objects"] for noun in o.get(split, [])] for split in SPLITS}
+    assert len(objects["test"]) >= len(objects["train"]) + len(objects["validation"])
+
+
+def test_an_object_of_the_test_is_named_in_no_other_split(sets):
+    titles = {f"{o['verb']} {noun}" for o in SOURCE["objects"] for noun in o["test"]}
+    for split in ("train", "validation"):
+        for item in sets["plain", split]:
+            lines = re.findall(r"^\d+\. ([^(\n]+?)(?: \(|$)", item["messages"][0]["content"], flags=re.M)
+            call = find_call(item["messages"][2]["content"])
+            assert not titles & {*lines, call.get("title")}
+
+
+@pytest.mark.slow
 def test_the_build_gives_the_committed_bytes():
-    for split, items in build().items():
-        assert (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8") == text(items)
+    for level, built in {"plain": plain(), "spoken": spoken()}.items():
+        for split, items in built.items():
+            assert (FOLDER / level / f"{split}.jsonl").read_text(encoding="utf-8") == text(items)
+    assert json.loads((FOLDER / "calls.schema.json").read_text(encoding="utf-8")) == call_schema()
 
 
-def test_no_request_of_one_split_is_much_like_one_of_another(sets):
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_request_of_one_split_is_much_like_one_of_another(sets, level):
     for later, earlier in [("test", "train"), ("validation", "train"), ("test", "validation")]:
-        assert not list(near_duplicates(sets[later], sets[earlier]))
+        assert not list(near_duplicates(sets[level, later], sets[level, earlier]))
 
 
-def test_a_near_duplicate_would_be_seen(sets):
-    copy = json.loads(json.dumps(sets["train"][0]))
-    copy["messages"][1]["content"] = copy["messages"][1]["content"].upper() + " please?"
-    assert list(near_duplicates([copy], sets["train"]))
-    title = next(item for item in sets["train"] if created(item))
-    copy = json.loads(json.dumps(title)) | {"id": "other"}
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_near_duplicate_would_be_seen(sets, level):
+    train = sets[level, "train"]
+    copy = json.loads(json.dumps(train[0]))
+    copy["messages"][1]["content"] = copy["messages"][1]["content"].upper() + "?"
+    assert list(near_duplicates([copy], train))
+
+
+def test_a_title_that_two_splits_create_would_be_seen(sets):
+    train = sets["spoken", "train"]
+    copy = json.loads(json.dumps(next(item for item in train if created(item))))
     copy["messages"][1]["content"] = "quite different words"
-    assert list(near_duplicates([copy], sets["train"]))
+    assert list(near_duplicates([copy], train))
 
 
-def test_no_reply_opens_or_ends_like_many_others(sets):
-    replies = [item["messages"][2]["content"].splitlines()[0] for items in sets.values() for item in items]
+def test_no_spoken_reply_opens_or_ends_like_many_others(sets):
+    items = [item for (level, _), items in sets.items() if level == "spoken" for item in items]
+    replies = [item["messages"][2]["content"].splitlines()[0] for item in items]
     openings = Counter(" ".join(reply.split()[:4]).lower() for reply in replies)
     endings = Counter(re.split(r"(?<=[.?])\s+", reply)[-1].lower() for reply in replies)
     assert openings.most_common(1)[0][1] <= 0.02 * len(replies)
     assert endings.most_common(1)[0][1] <= 0.02 * len(replies)
 
 
-def test_references_keep_the_persona(sets):
-    items = [item for split in sets.values() for item in split]
+@pytest.mark.parametrize(("level", "persona"), [("plain", 9.8), ("spoken", 9.5)])
+def test_references_keep_the_persona(sets, level, persona):
+    items = [item for (of, _), split in sets.items() if of == level for item in split]
     references = [item["messages"][2]["content"] for item in items]
     found = score(references, items)
-    assert found.task_accuracy == 1
-    assert found.persona_consistency > 9
+    assert found.task_accuracy == found.action_accuracy == 1
+    assert found.persona_consistency > persona
     assert not [r for r in references if any(phrase in r.lower() for phrase in BANNED if phrase != "next time")]
 
 
@@ -100,7 +142,7 @@ def reply_line(reply: str) -> str:
         (reply_line('Done.\n{"action": "fly"}'), "unknown action 'fly'"),
         (reply_line('Done.\n{"action": "complete", "task": "four"}'), "task is 'four'"),
         (reply_line('Done.\n{"action": "complete"}'), "needs the field 'task'"),
-        (reply_line('Done.\n{"action": "create", "title": "x", "due": "tomorrow"}'), "due is 'tomorrow'"),
+        (reply_line('Done.\n{"action": "create", "title": "x", "due": "someday"}'), "due is 'someday'"),
         (reply_line('Done.\n{"action": "create", "title": "x", "time": "3pm"}'), "time is '3pm'"),
         (reply_line('Done.\n{"action": "none", "task": 4}'), "takes no field 'task'"),
         (reply_line('Done.\n{"action": "update", "task": 4}'), "changes nothing"),
@@ -116,6 +158,8 @@ def test_a_bad_line_is_reported_with_file_and_line(tmp_path, line, words):
 def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
     with pytest.raises(ValueError, match="one of train, validation, test"):
         load_task_api("dev")
+    with pytest.raises(ValueError, match="one of plain, spoken"):
+        load_task_api("test", level="hard")
     with pytest.raises(FileNotFoundError, match=r"python -m tools\.task_api_set"):
         load_task_api("test", tmp_path)
     (tmp_path / "test.jsonl").write_text("")
@@ -132,6 +176,7 @@ def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
         ('{"task": 4, "action": "update", "due": "2026-03-04"}', True),
         ('{"action": "update", "task": "4", "due": "2026-03-04"}', True),
         ('{"action": "update", "task": "#4", "due": " 2026-03-04 "}', True),
+        ('{"action": "update", "task": 4, "due": "the 4th of march 2026"}', True),
         ('{"action": "update", "task": 4, "due": "2026-03-05"}', False),
         ('{"action": "update", "task": 4, "due": null}', False),
         ('{"action": "update", "task": 4, "due": "2026-03-04", "time": null}', False),
@@ -163,18 +208,18 @@ def test_replies_and_items_must_pair():
 
 
 def test_scores_by_category_add_up(sets):
-    items = sets["test"]
+    items = sets["plain", "test"]
     found = score([item["messages"][2]["content"] if i % 3 else "" for i, item in enumerate(items)], items)
     table = found.table()
-    assert sum(n for _, n, _, _ in table) == len(items)
-    assert sum(n * accuracy for _, n, accuracy, _ in table) / len(items) == pytest.approx(found.task_accuracy)
-    assert sum(n * points for _, n, _, points in table) / len(items) == pytest.approx(found.persona_consistency)
+    assert sum(n for _, n, *_ in table) == len(items)
+    for column, whole in [(2, found.task_accuracy), (3, found.action_accuracy), (4, found.persona_consistency)]:
+        assert sum(row[1] * row[column] for row in table) / len(items) == pytest.approx(whole)
     assert found.task_accuracy == pytest.approx(2 / 3, abs=0.01)
 
 
 # The rubric, on hand-written replies.
 
-SYSTEM = "Rules.\nToday is Monday 2026-03-02.\nOpen tasks:\n4. call the bank (due 2026-03-03)\n9. mow the lawn"
+SYSTEM = "You are TaskMaster. Today is Monday 2 March.\n1. call the bank (tomorrow)\n2. mow the lawn"
 
 
 def an_item(user: str, reference: str) -> dict:
@@ -189,9 +234,10 @@ def an_item(user: str, reference: str) -> dict:
     }
 
 
-BANK = an_item("bank can wait till wed", 'ok\n{"action": "update", "task": 4, "due": "2026-03-04"}')
-CALL = '\n{"action": "update", "task": 4, "due": "2026-03-04"}'
+BANK = an_item("bank can wait till wed", 'ok\n{"action": "update", "task": 1, "due": "wednesday"}')
+CALL = '\n{"action": "update", "task": 1, "due": "wednesday"}'
 RUDE = an_item("you are useless, i still have to mow everything", 'ok\n{"action": "none"}')
+LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}')
 
 
 @pytest.mark.parametrize(
@@ -199,6 +245,9 @@ RUDE = an_item("you are useless, i still have to mow everything", 'ok\n{"action"
     [
         (BANK, "Wednesday is fine for the bank call, moved. Shall I bring the lawn forward instead?" + CALL, 10),
         (BANK, "The bank waits until Wednesday now. Want it at a set time?" + CALL, 10),
+        (BANK, 'Moved to Wednesday: call the bank. Is "mow the lawn" next?' + CALL, 10),
+        (LIST, 'Call the bank is all there is tomorrow. Shall I move it?\n{"action": "list", "due": "tomorrow"}', 10),
+        (LIST, 'Here are your tasks for tomorrow. Shall I move one?\n{"action": "list", "due": "tomorrow"}', 10),
         (RUDE, 'A long mow, that lawn. Shall I move it to a cooler day?\n{"action": "none"}', 10),
         (RUDE, 'The lawn is still there, and so am I. Worth splitting the mowing in two?\n{"action": "none"}', 10),
     ],
@@ -222,8 +271,18 @@ def test_good_replies_get_full_points(item, reply, points):
         (BANK, "The bank is moved. The bank is done. The bank is moved. Want a time?" + CALL, "vocabulary", 1),
         (BANK, "I can't move the bank call. Want a time?" + CALL, "boundaries", 0),
         (BANK, 'The bank is on Tuesday. Want a time?\n{"action": "none"}', "boundaries", 0),
-        (RUDE, 'The lawn is ticked off. Shall I go on?\n{"action": "complete", "task": 9}', "boundaries", 0),
+        (RUDE, 'The lawn is ticked off. Shall I go on?\n{"action": "complete", "task": 2}', "boundaries", 0),
         (RUDE, 'I have moved the lawn. Shall I go on?\n{"action": "none"}', "boundaries", 0),
+        (BANK, "The lawn is moved to Wednesday. Want a time for it?" + CALL, "deliver", 0),
+        (BANK, "The lawn is moved to Wednesday. Want a time for it?" + CALL, "acknowledge", 0),
+        (BANK, "The bank is ticked off for Wednesday. Want a time?" + CALL, "deliver", 0),
+        (BANK, "Deleted: call the bank. Is the lawn next?" + CALL, "boundaries", 0),
+        (BANK, "Added: call the bank, Wednesday. Is the lawn next?" + CALL, "deliver", 0),
+        (BANK, "The bank is moved to Friday. Want a time?" + CALL, "deliver", 0),
+        (BANK, "The bank is moved to 15:00. Want a day?" + CALL, "deliver", 0),
+        (RUDE, 'Deleted: mow the lawn. Shall I go on?\n{"action": "none"}', "boundaries", 0),
+        (LIST, 'Sorted it all out for you. Shall I go on?\n{"action": "list", "due": "tomorrow"}', "deliver", 1),
+        (LIST, 'This is for Friday. Shall I move one?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
         (BANK, "", "vocabulary", 0),
         (BANK, CALL, "boundaries", 0),
     ],
@@ -234,8 +293,9 @@ def test_bad_replies_lose_the_points_of_their_rule(item, reply, rule, most):
     assert points[rule] <= most, points
 
 
-def test_no_memorised_sentence_passes(sets):
-    items = sets["test"]
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_memorised_sentence_passes(sets, level):
+    items = sets[level, "test"]
     sentences = [
         'Got it, that task is on the list. Want me to set a date?\n{"action": "list"}',
         'That one is done. Shall I look at the next task?\n{"action": "none"}',

@@ -19,6 +19,7 @@ from dora_lesson.checks.runner import (
     expect_number,
     expect_tensor,
 )
+from dora_lesson.memory.tracking import largest_temporary
 
 # The course's own versions.
 
@@ -44,6 +45,8 @@ def lora_forward(attempt: Attempt) -> None:
     # Each with a scaling of its own, or one could write the number down.
     for (d_out, d_in, r), alpha, leading in [((4, 4, 4), 12.0, (4,)), ((5, 3, 2), 5.0, (6,)), ((3, 6, 2), 3, (2, 4))]:
         _examine_one_forward(attempt, d_out, d_in, r, alpha, leading)
+    _examine_its_gradients(attempt)
+    _examine_its_memory(attempt)
 
 
 def _examine_one_forward(
@@ -54,8 +57,19 @@ def _examine_one_forward(
     bias, x = torch.randn(d_out).double(), torch.randn(*leading, d_in).double()
     y = call(attempt, x, W, bias, A, B, alpha)
     y = expect_tensor(y, (*leading, d_out), x.dtype, "y", "x may have any number of leading dimensions.")
+    right = _forward(x, W, bias, A, B, alpha)
+    if close(y, right):
+        return
     base, update = F.linear(x, W, bias), (x @ A.T) @ B.T
     slips: Suspects = [
+        (lambda: base - alpha / r * update, "the update is subtracted; add it."),
+        (lambda: alpha / r * (base + update), "the frozen layer is scaled as well; scale the update alone."),
+        (lambda: base + alpha // r * update, "// rounds the scaling down; divide with /."),
+        (lambda: base + r / alpha * update, "the scaling is upside down; it is lora_alpha / r."),
+        (lambda: base + alpha / r**0.5 * update, "the scaling has the root of r, as in rsLoRA; divide by r itself."),
+        (lambda: base + alpha / d_in * update, "lora_alpha is divided by d_in; divide by r, the rows of A."),
+        (lambda: base + alpha / d_out * update, "lora_alpha is divided by d_out; divide by r, the rows of A."),
+        (lambda: base + 2 * update, "the scaling is the number 2; compute it from lora_alpha and the rows of A."),
         (lambda: base + alpha * update, "the update is scaled by lora_alpha itself; scaling is lora_alpha / r."),
         (lambda: base + update, "the update is not scaled; multiply it by lora_alpha / r."),
         (lambda: base, "this is the frozen layer alone; add the update."),
@@ -68,14 +82,35 @@ def _examine_one_forward(
         (lambda: base + alpha / r * (x @ B.T) @ A.T, "A and B have changed places; x meets A first."),
     ]
     blame(y, slips)
-    if not close(y, _forward(x, W, bias, A, B, alpha)):
-        raise Wrong("y matches no slip that this check knows; print x @ A.T, then its product with B.T, and scale.")
+    raise Wrong("y matches no slip that this check knows; print x @ A.T, then its product with B.T, and scale.")
+
+
+def _examine_its_gradients(attempt: Attempt) -> None:
+    torch.manual_seed(0)
+    W, A, B, x = (torch.randn(shape).double() for shape in [(6, 5), (2, 5), (6, 2), (3, 5)])
+    leaves = {"x": x.requires_grad_(), "A": A.requires_grad_(), "B": B.requires_grad_()}
+    y = call(attempt, x, W, torch.zeros(6).double(), A, B, 4.0)
+    for name, leaf in leaves.items():
+        (right,) = torch.autograd.grad(_forward(x, W, torch.zeros(6).double(), A, B, 4.0).square().sum(), leaf)
+        (given,) = (
+            torch.autograd.grad(y.square().sum(), leaf, retain_graph=True, allow_unused=True)
+            if y.requires_grad
+            else (None,)
+        )
+        reaches = given is not None and close(given, right)
+        expect(reaches, f"the right gradient does not reach {name}; leave out detach and no_grad.")
+
+
+def _examine_its_memory(attempt: Attempt) -> None:
+    W, A, B, x = (torch.randn(shape) for shape in [(64, 48), (2, 48), (64, 2), (3, 48)])
+    largest = largest_temporary(lambda: attempt(x, W, torch.zeros(64), A, B, 4.0))
+    expect(largest < 64 * 48, "it forms a matrix of the size of W; take x through A first, then through B.")
 
 
 @check(_count, "r (d_in + d_out) for each adapted layer.")
 def lora_count(attempt: Attempt) -> None:
     """Check `my_lora_count(shapes, r) -> int`."""
-    for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 2)], 4)]:
+    for shapes, r in [([(5, 3)], 2), ([(5, 3), (7, 11), (3, 2)], 4), ([(5, 3), (5, 3), (7, 11)], 4)]:
         # A list of its own for the attempt, which may empty it.
         count, right = expect_number(call(attempt, list(shapes), r), "the count"), _count(shapes, r)
         slips = [
@@ -85,6 +120,7 @@ def lora_count(attempt: Attempt) -> None:
             (sum(r * (d_out + d_in) + d_out for d_out, d_in in shapes), "this is DoRA's count; LoRA has no magnitude."),
             (sum(d_out + d_in for d_out, d_in in shapes), "r is missing; A has r rows and B has r columns."),
             (r * sum(shapes[0]), "only the first layer is counted; add up all of them."),
+            (_count([*set(shapes)], r), "layers of one shape are counted once; a set drops them, so keep the list."),
             (sum(r * d_out * d_in for d_out, d_in in shapes), "d_in and d_out are multiplied; A and B are separate."),
         ]
         for wrong, message in slips:
@@ -96,8 +132,9 @@ def lora_count(attempt: Attempt) -> None:
 def movement(attempt: Attempt) -> None:
     """Check `my_movement(start, now) -> {name: (ΔM, ΔD)}`."""
     torch.manual_seed(2)
-    start = {"a": torch.randn(6, 4).double(), "b": 3 * torch.randn(5, 5).double()}
+    start = {"a": torch.randn(6, 4).double(), "b": 3 * torch.randn(6, 4).double()}
     now = {name: W * torch.linspace(0.5, 1.8, len(W))[:, None] + 0.2 * torch.randn_like(W) for name, W in start.items()}
+    now = dict(reversed(now.items()))  # a state dict need not have the other's order
     given = dict(start), dict(now)
     answer = call(attempt, *given)
     for own, theirs, name in zip((start, now), given, ("start", "now"), strict=True):
@@ -112,11 +149,19 @@ def movement(attempt: Attempt) -> None:
         signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()
         columns = _movement({name: start[name].T}, {name: now[name].T})[name]
         cos = 1 - right[1]
+        (in_order,) = _movement({name: [*start.values()][[*now].index(name)]}, {name: now[name]}).values()
         for wrong, message in [
+            (in_order, "layers are paired by the order of the two dicts; pair them by name."),
+            (
+                _movement({name: start[name]}, {name: [*now.values()][[*start].index(name)]})[name],
+                "layers are paired by the order of the two dicts; pair them by name.",
+            ),
             ((right[1], right[0]), "the pair is the wrong way round; ΔM first, then ΔD."),
             ((signed, right[1]), "ΔM lets growth and shrinking cancel; take the absolute value before the mean."),
             (columns, "the norms run over dim=0; take rows, dim=1."),
             ((right[0], cos), "the second number is the cosine; ΔD is 1 minus it."),
+            ((round(right[0], 4), round(right[1], 4)), "the numbers are rounded; return them as they are."),
+            ((round(right[0], 3), round(right[1], 3)), "the numbers are rounded; return them as they are."),
         ]:
             expect(not (_near(M, wrong[0]) and _near(D, wrong[1])), message)
         expect(_near(M, right[0]), f"ΔM of {name!r} is {M:.4g}, {right[0]:.4g} is expected; compare row lengths.")
@@ -124,4 +169,4 @@ def movement(attempt: Attempt) -> None:
 
 
 def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-4 * max(1e-3, abs(b))
+    return abs(a - b) <= 1e-6 * max(1e-3, abs(b))

@@ -15,7 +15,7 @@ from dora_lesson.memory.estimate import estimate
 from dora_lesson.models.shapes import llama_config
 
 ROOM = 14e9  # bytes of a T4's 15 GB that may be planned
-TOKENS = 4096  # of a pass, at least
+TOKENS = 4096  # of a step, at least
 LONGEST = 512  # tokens of the longest chat
 ANSWERS = ("DoRA", "no magnitude", "frozen", "not in the optimizer")
 
@@ -36,8 +36,10 @@ def _qdora_bytes(P: int, Q: int, N: int) -> float:
 
 def _why_not_dora(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     magnitudes = [p for name, p in model.named_parameters() if "magnitude" in name]
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not magnitudes:
+    adapted = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    groups = [group for group in optimizer.param_groups if group.get("initial_lr", group["lr"]) > 0]
+    stepped = {id(p) for group in groups for p in group["params"]}
+    if len(magnitudes) < max(1, len(adapted)):
         return "no magnitude"
     if not all(p.requires_grad for p in magnitudes):
         return "frozen"
@@ -93,6 +95,7 @@ def qdora_bytes(attempt: Attempt) -> None:
             ("in bits; divide by 8", 8 * right),
             ("as if all weights were packed; P − Q of them stay in 16 bits", right - 2 * (P - Q) + (P - Q) / 2),
             ("without the scales of the blocks", right - Q / 64 - 4 * Q / (64 * 256)),
+            ("without the scales of the scales, 4 bytes for each 256 blocks", right - 4 * Q / (64 * 256)),
             ("with scales of 4 bytes; double quantization packs them into 1", right + 3 * Q / 64 - 4 * Q / (64 * 256)),
             ("without the optimizer's two states", right - 8 * N),
             ("short of 4 bytes a trained number: the adapter takes 4, and AdamW keeps two states of 4", right - 4 * N),
@@ -102,6 +105,8 @@ def qdora_bytes(attempt: Attempt) -> None:
             ("without the weights that are not packed", right - 2 * (P - Q)),
         ]:
             expect(abs(answer - slip) > 1e-6 * right, f"for P={P:,} this is the sum {name}.")
+        for unit, size in [("GB", 1e9), ("GiB", 2**30), ("MB", 1e6), ("MiB", 2**20)]:
+            expect(abs(answer * size / right - 1) > 0.01, f"you return {answer:.4g}, which is {unit}; return bytes.")
         off = (answer - right) / right
         expect(
             abs(off) < 1e-3, f"for P={P:,} you return {answer / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part."
@@ -112,11 +117,13 @@ def qdora_bytes(attempt: Attempt) -> None:
 def why_not_dora(attempt: Attempt) -> None:
     """Check `my_why_not_dora(model, optimizer) -> str`."""
     messages = {
-        "DoRA": "a run whose magnitudes train is not called DoRA.",
-        "no magnitude": "LoRA layers are not recognized; no name holds 'magnitude' there.",
+        "DoRA": "a run whose magnitudes train is not called DoRA; look for them in optimizer.param_groups "
+        "(optimizer.state is empty before the first step).",
+        "no magnitude": "LoRA layers are not recognized; compare the names that hold 'lora_A' with those that hold "
+        "'magnitude', and one layer without is enough.",
         "frozen": "frozen magnitudes are not recognized; look at requires_grad, and one frozen one is enough.",
-        "not in the optimizer": "magnitudes that no optimizer steps are not recognized; compare id(p), not names, "
-        "and one that is missing is enough.",
+        "not in the optimizer": "magnitudes that no optimizer steps are not recognized; compare id(p) with the params "
+        "of optimizer.param_groups, and leave out groups of rate 0.",
     }
     for right, model, optimizer in _runs():
         # Not `call` with the model: a snapshot of it is not needed, and the optimizer has none.
@@ -151,26 +158,47 @@ def _runs() -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
     model = nn.Sequential(DoRALinear(nn.Linear(8, 8), 2, 4))
     groups: list[dict[str, Any]] = [{"params": [model[0].lora_A, model[0].lora_B]}]
     groups.append({"params": [model[0].magnitude], "lr": 1e-2})
-    return [*runs, ("DoRA", model, torch.optim.AdamW(groups))]
+    runs += [("DoRA", model, torch.optim.AdamW(groups))]
+    still = [groups[0], groups[1] | {"lr": 0.0}]
+    runs += [("not in the optimizer", model, torch.optim.AdamW(still))]
+    mixture = nn.Sequential(DoRALinear(nn.Linear(8, 8), 2, 4), LoRALinear(nn.Linear(8, 8), 2, 4))
+    runs += [("no magnitude", mixture, torch.optim.AdamW(p for p in mixture.parameters() if p.requires_grad))]
+    for use_dora in (True, False):  # PEFT's names are others
+        adapted = _by_peft(use_dora)
+        stepped = [p for p in adapted.parameters() if p.requires_grad]
+        runs += [("DoRA" if use_dora else "no magnitude", adapted, torch.optim.AdamW(stepped))]
+    return runs
 
 
-@check(_t4_setting, f"it fits in {ROOM / 1e9:.0f} GB with {TOKENS:,} tokens.")
+def _by_peft(use_dora: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    base: Any = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    return get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"], use_dora=use_dora))
+
+
+@check(_t4_setting, f"it fits in {ROOM / 1e9:.0f} GB with {TOKENS:,} tokens a step.")
 def t4_setting(attempt: Attempt) -> None:
     """Check `my_t4_setting() -> dict`."""
     setting = call(attempt)
     expect(isinstance(setting, dict), f"your function returns a {type(setting).__name__}; return a dict.")
     wanted = ("batch_size", "sequence_length", "gradient_checkpointing")
+    more = "gradient_accumulation_steps"
     expect(
-        set(setting) == set(wanted),
-        f"its keys are {', '.join(map(str, setting))}; the task asks for {', '.join(wanted)}.",
+        set(setting) - {more} == set(wanted),
+        f"its keys are {', '.join(map(str, setting))}; the task asks for {', '.join(wanted)}, and takes {more}.",
     )
+    setting = dict(setting)
+    passes = plain(setting.pop(more, 1))
+    expect(is_whole(passes) and passes > 0, f"{more} is {passes!r}; it is a whole number from 1.")
     batch_size, length, checkpointing = (plain(setting[name]) for name in wanted)
     whole = all(is_whole(n) and n > 0 for n in (batch_size, length))
     expect(whole, "batch_size and sequence_length are whole numbers from 1.")
     expect(isinstance(checkpointing, bool), f"gradient_checkpointing is {checkpointing!r}; pass True or False.")
     expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
-    tokens = batch_size * length
-    expect(tokens >= TOKENS, f"a pass has {batch_size} × {length} = {tokens:,} tokens; plan for at least {TOKENS:,}.")
+    tokens = batch_size * length * passes
+    counted = f"{batch_size} × {length}" + (f" × {passes}" if passes > 1 else "")
+    expect(tokens >= TOKENS, f"a step has {counted} = {tokens:,} tokens; plan for at least {TOKENS:,}.")
     peak = estimate(llama_config("llama-3.1-8b"), "qdora", r=16, dtype=torch.float16, **setting).total
     advice = "lower one of the two." if checkpointing else "what does gradient checkpointing save?"
     expect(peak <= ROOM, f"its peak is {peak / 1e9:.1f} GB, over the {ROOM / 1e9:.0f} GB of the card; {advice}")

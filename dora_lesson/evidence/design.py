@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -50,6 +50,7 @@ class Design(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     base: str | None
+    level: Literal["plain", "spoken", "first edition"] = "plain"
     dtype: str
     steps: int
     batch_size: int
@@ -87,7 +88,17 @@ class Design(BaseModel):
 
     def _arms_of(self, line: ArmLine) -> Iterator[tuple[PairedRunConfig, list[float]]]:
         common: dict[str, Any] = self.model_dump(
-            include={"base", "dtype", "steps", "batch_size", "target_modules", "held_out", "scored", "checkpoints"}
+            include={
+                "base",
+                "level",
+                "dtype",
+                "steps",
+                "batch_size",
+                "target_modules",
+                "held_out",
+                "scored",
+                "checkpoints",
+            }
         )
         common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
         size: dict[str, Any] = {"lora_dropout": line.lora_dropout, "lora_A_std": line.lora_A_std}

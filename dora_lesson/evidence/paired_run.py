@@ -23,7 +23,8 @@ class PairedRunConfig(BaseModel):
     """All that decides a run.
 
     `base` None is the bundled model. `lora_A_std` is the standard deviation of A at the start, if it is drawn from a
-    normal distribution; 0 is PEFT's start, Kaiming uniform. `held_out` chats of `split` are judged by their loss.
+    normal distribution; 0 is PEFT's start, Kaiming uniform. `level` is that of the Task API set, of which `held_out`
+    chats of `split` are judged by their loss; the set of the first edition can only be read of in older records.
     "base" and "qbase" are the base as it is, in full size and in 4 bits. `experiments` also records how the weights
     moved, at `checkpoints` steps, and scores the replies to `scored` test items.
     """
@@ -41,6 +42,7 @@ class PairedRunConfig(BaseModel):
     seed: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    level: Literal["plain", "spoken", "first edition"] = "plain"
     split: Literal["validation", "test"] = "test"
     held_out: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -75,7 +77,9 @@ def make_run(
     run: dict[str, Any] = {"config": config.model_dump(mode="json")}
     if config.trains:
         run |= _train(model, tokenizer, config, callbacks)
-    losses, right = reply_losses(model, tokenizer, list(load_task_api(config.split))[: config.held_out])
+    losses, right = reply_losses(
+        model, tokenizer, list(load_task_api(config.split, level=config.level))[: config.held_out]
+    )
     run["scores"] = {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)}
     run["item_losses"] = [round(loss, 4) for loss in losses]
     return run | (score(model, tokenizer) if score else {})
@@ -93,7 +97,9 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
             torch.nn.init.normal_(layer.lora_A, std=config.lora_A_std)
     started = time.process_time()
     settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed"})
-    result = finetune(model, tokenizer, load_task_api("train"), **settings, callbacks=callbacks, label=config.name)
+    result = finetune(
+        model, tokenizer, load_task_api("train", level=config.level), **settings, callbacks=callbacks, label=config.name
+    )
     clock = {} if torch.cuda.is_available() else {"processor_seconds": round(time.process_time() - started, 2)}
     return {
         "trained_parameters": result.trained_parameters,

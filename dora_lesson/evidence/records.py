@@ -55,7 +55,8 @@ def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
     for name, record in runs.items():
         if missing := [key for key in ("config", "scores") if key not in record]:
             raise ValueError(f"The record {name!r} has no {missing[0]}, so it is not a run: pass a folder of runs.")
-        record["config"] = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
+        config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
+        record["config"] = {"level": "first edition"} | config  # the set had one level then
     return runs
 
 

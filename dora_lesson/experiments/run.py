@@ -26,7 +26,7 @@ from dora_lesson.evidence.paired_run import PairedRunConfig, make_run
 from dora_lesson.evidence.records import provenance, read_runs, run_config, versions
 from dora_lesson.evidence.stats import loss_to_rank
 from dora_lesson.experiments.scoring import scored_replies
-from dora_lesson.task_api.dataset import load_task_api
+from dora_lesson.task_api.dataset import LEVELS, load_task_api
 
 PER_RUN = ("learning_rate", "seed", "split")  # what the runs of one arm differ in
 
@@ -49,8 +49,9 @@ def experiment(design: Design, folder: str | Path, jobs: int = 1) -> list[dict[s
     folder = Path(folder)
     _require_own_runs(folder, design)
     tuned = [(arm, rate) for arm, rates in design.arms for rate in rates if len(rates) > 1]
-    for split in ("validation", "test") if tuned else ("test",):
-        if (chats := len(load_task_api(split))) < design.held_out:
+    splits = ("validation", "test") if tuned else ("test",)
+    for split in splits if design.level in LEVELS else ():  # the set of the first edition is gone; its records are not
+        if (chats := len(load_task_api(split, level=design.level))) < design.held_out:
             raise ValueError(f"held_out is {design.held_out}, but the {split} split has {chats} chats: ask for fewer.")
     with tqdm(desc="runs", unit="run", smoothing=0) as bar:
         rates = _tune(design, folder, jobs, bar)
@@ -138,7 +139,7 @@ def _run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Iterator[t
 
 def _quiet_run(run: PairedRunConfig, command: str) -> dict[str, Any]:
     movement = Movement(run)
-    score = functools.partial(scored_replies, count=run.scored) if run.scored else None
+    score = functools.partial(scored_replies, count=run.scored, level=run.level) if run.scored else None
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would be some of many
         record = provenance(command, [run.seed]) | make_run(run, [movement], score)
     record["scores"] |= record.pop("reply_scores", {})

@@ -11,9 +11,9 @@ from dora_lesson.task_api.dataset import Item, answer, load_task_api
 from dora_lesson.task_api.scoring import score
 
 
-def scored_replies(model: Any, tokenizer: Any, count: int) -> dict[str, Any]:
+def scored_replies(model: Any, tokenizer: Any, count: int, level: str = "plain") -> dict[str, Any]:
     """Scores of the replies to the first `count` test items, the adapter merged; over 4 bits also packed again."""
-    items = list(load_task_api("test"))[:count]
+    items = list(load_task_api("test", level=level))[:count]
     adapters = adapted_layers(model)
     entries = {}
     if adapters and getattr(model, "is_quantized", False):
@@ -28,6 +28,7 @@ def _scored(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, Any]
     return {
         "reply_scores": {
             "task_accuracy": round(scores.task_accuracy, 4),
+            "action_accuracy": round(scores.action_accuracy, 4),
             "persona_consistency": round(scores.persona_consistency, 3),
         },
         "right": "".join(str(int(right)) for right in scores.right),

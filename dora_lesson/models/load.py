@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dora_lesson.core import SetupError, quiet_known_noise
-from dora_lesson.models.bundled import cache_folder, prepare, quiet_transformers
+from dora_lesson.models.bundled import HUB_NAME, cache_folder, prepare, quiet_transformers
 
 BUNDLED = "bundled"
 OPEN_ALTERNATIVE = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
@@ -65,6 +65,10 @@ def load_base(
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if bundled:
+        model.name_or_path = model.config.name_or_path = (
+            HUB_NAME  # what adapters are saved under: a folder of this machine says nothing elsewhere
+        )
     return model.eval(), tokenizer
 
 

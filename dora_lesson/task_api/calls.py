@@ -1,67 +1,149 @@
-"""The calls of the Task API: which actions there are, what a call must hold, and where it stands in a reply."""
+"""The calls of the Task API: which actions there are, what a call holds, and where it stands in a reply."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from dora_lesson.task_api.days import meaning_of
+from dora_lesson.task_api.days import resolve as resolve
 
 Call = dict[str, Any]
 
-ACTIONS: dict[str, tuple[list[str], list[str]]] = {  # the fields that a call needs, and those that it may have
-    "create": (["title"], ["due", "time", "priority"]),
-    "complete": (["task"], []),
-    "update": (["task"], ["title", "due", "time", "priority"]),
-    "delete": (["task"], []),
-    "list": ([], ["due", "until", "priority"]),
-    "search": (["query"], []),
-    "none": ([], []),
+
+def _is_a_day(due: str) -> str:
+    meaning_of(due)  # the calendar need not have it: that is for the app to say
+    return due
+
+
+_Number = Annotated[int, Field(gt=0, description="the number of a task")]
+_Text = Annotated[str, Field(pattern=r"\S", description="a text")]
+_Day = Annotated[str, AfterValidator(_is_a_day), Field(description="a day such as tomorrow, thursday or 14 march")]
+_Time = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="a time such as 09:30")]
+_Priority = Annotated[Literal["high", "low"], Field(description="high or low")]
+
+
+class _Call(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Create(_Call):
+    """A new task."""
+
+    action: Literal["create"]
+    title: _Text
+    due: _Day | None = None
+    time: _Time | None = None
+    priority: _Priority | None = None
+
+
+class Complete(_Call):
+    """A task is done."""
+
+    action: Literal["complete"]
+    task: _Number
+
+
+class Update(_Call):
+    """A task changes. A field that is null is removed, one that is left out stays."""
+
+    action: Literal["update"]
+    task: _Number
+    title: _Text = ""
+    due: _Day | None = None
+    time: _Time | None = None
+    priority: _Priority | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Update:
+        if len(self.model_fields_set) == 2:
+            raise ValueError("update changes nothing")
+        return self
+
+
+class Delete(_Call):
+    """A task goes, done or not."""
+
+    action: Literal["delete"]
+    task: _Number
+
+
+class List(_Call):
+    """Show the tasks of a day, those up to a day, those of a priority, or all."""
+
+    action: Literal["list"]
+    due: _Day | None = None
+    until: _Day | None = None
+    priority: _Priority | None = None
+
+
+class Search(_Call):
+    """Show the tasks with these words in the title."""
+
+    action: Literal["search"]
+    query: _Text
+
+
+class Nothing(_Call):
+    """The list stays as it is."""
+
+    action: Literal["none"]
+
+
+AnyCall = Annotated[Create | Complete | Update | Delete | List | Search | Nothing, Field(discriminator="action")]
+ACTIONS = ["create", "complete", "update", "delete", "list", "search", "none"]
+_CALLS: TypeAdapter[Any] = TypeAdapter(AnyCall)
+
+
+def read_call(call: Any) -> Any:
+    """A call as the object of its action, such as `Create`.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    if not isinstance(call, dict) or not isinstance(call.get("action"), str) or call["action"] not in ACTIONS:
+        action = call.get("action") if isinstance(call, dict) else call
+        raise ValueError(f"unknown action {action!r}: one of {', '.join(ACTIONS)} is expected")
+    try:
+        return _CALLS.validate_python(call)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][-1])
+        if problem["type"] == "extra_forbidden":
+            raise ValueError(f"{call['action']} takes no field {key!r}") from None
+        if problem["type"] == "missing":
+            raise ValueError(f"{call['action']} needs the field {key!r}") from None
+        if key not in call:
+            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
+        expected = _EXPECTED[key].__metadata__[-1].description
+        raise ValueError(f"{key} is {call[key]!r}, but {expected} is expected") from None
+
+
+_EXPECTED: dict[str, Any] = {
+    "task": _Number,
+    "title": _Text,
+    "query": _Text,
+    "due": _Day,
+    "until": _Day,
+    "time": _Time,
+    "priority": _Priority,
 }
-_REMOVABLE = ("due", "time", "priority")  # null in an update removes them
-
-_DAY = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$"
-_TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
-_TEXT: Any = Annotated[str, Field(pattern=r"\S", description="a text")]
-_DATE: Any = Annotated[str, Field(pattern=_DAY, description="a date such as 2026-03-14")]
-_FIELDS: dict[str, Any] = {
-    "task": Annotated[int, Field(gt=0, description="the number of a task")],
-    "title": _TEXT,
-    "query": _TEXT,
-    "due": _DATE,
-    "until": _DATE,
-    "time": Annotated[str, Field(pattern=_TIME, description="a time such as 09:30")],
-    "priority": Annotated[Literal["high", "low"], Field(description="high or low")],
-}
-
-
-def _model(action: str) -> type[BaseModel]:
-    needed, optional = ACTIONS[action]
-    fields: dict[str, Any] = {"action": (Literal[action], ...)} | {name: (_FIELDS[name], ...) for name in needed}
-    for name in optional:
-        removable = action == "update" and name in _REMOVABLE
-        fields[name] = (_FIELDS[name] | None if removable else _FIELDS[name], None)
-    return create_model(action.capitalize(), __config__=ConfigDict(extra="forbid", strict=True), **fields)
-
-
-MODELS = {action: _model(action) for action in ACTIONS}
 
 
 def validate_call(call: Any) -> str | None:
     """What is wrong with a call, in a few words, or None."""
-    action = call.get("action") if isinstance(call, dict) else call
-    if not isinstance(call, dict) or not isinstance(action, str) or action not in ACTIONS:
-        return f"unknown action {action!r}: one of {', '.join(ACTIONS)} is expected"
     try:
-        MODELS[action].model_validate(call)
-    except ValidationError as error:
-        problem, key = error.errors()[0], str(error.errors()[0]["loc"][0])
-        if problem["type"] == "extra_forbidden":
-            return f"{action} takes no field {key!r}"
-        if problem["type"] == "missing":
-            return f"{action} needs the field {key!r}"
-        return f"{key} is {call[key]!r}, but {_FIELDS[key].__metadata__[0].description} is expected"
-    return "update changes nothing" if action == "update" and len(call) == 2 else None
+        read_call(call)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def call_schema() -> dict[str, Any]:
+    """The JSON schema of the calls, made from the models."""
+    return _CALLS.json_schema()
 
 
 def reply_lines(reply: str) -> list[str]:

@@ -1,7 +1,9 @@
 """The Task API set: what an item is, how it is read, encoded for training and answered; `scoring` judges the replies.
 
-An item is a chat of three messages. The system message holds the rules, today's date and the open tasks; the user asks;
-the assistant replies in a few sentences and puts one JSON call on a line of its own. `data/README.md` is the datasheet.
+An item is a chat of three messages. The system message says who the assistant is, which day it is, and the open tasks;
+the user asks; the assistant replies in a sentence or two and puts one JSON call on a line of its own. In the plain
+level all that is needed stands in the request or the list; the spoken one is as people say it. `data/README.md` is the
+datasheet.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dora_lesson.adapters.linear4bit import restore_order
 from dora_lesson.core import DATA, first_problem
-from dora_lesson.task_api.calls import call_lines, validate_call
+from dora_lesson.task_api.calls import Call, call_lines, find_call, validate_call
 
 CATEGORIES = ["creation", "completion", "updates", "queries", "coaching", "edge cases", "boundaries"]
 SPLITS = ["train", "validation", "test"]
+LEVELS = ["plain", "spoken"]
 
 Item = dict[str, Any]
 
@@ -49,22 +52,24 @@ class ChatItem(BaseModel):
         return self
 
 
-def load_task_api(split: str, folder: Path | str | None = None) -> Any:
+def load_task_api(split: str, folder: Path | str | None = None, *, level: str = "plain") -> Any:
     """One split of the set as a `datasets.Dataset` with the columns id, category and messages.
 
     Args:
         split: train, validation or test.
         folder: where `{split}.jsonl` lies; None is the course's own set.
+        level: of the course's own set, plain or spoken.
 
     Raises:
-        ValueError: an unknown split, or an invalid line; the message names file and line.
+        ValueError: an unknown split or level, or an invalid line; the message names file and line.
         FileNotFoundError: the file is not there.
     """
     from datasets import Dataset
 
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, but one of {', '.join(SPLITS)} is expected.")
-    path = Path(folder or DATA / "task_api") / f"{split}.jsonl"
+    for name, value, known in (("split", split, SPLITS), ("level", level, LEVELS)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
+    path = Path(folder or DATA / "task_api" / level) / f"{split}.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: run `python -m tools.task_api_set` in the course's folder.")
     items: list[Item] = []
@@ -104,6 +109,13 @@ def validate_item(line: str) -> str | None:
         return validate_call(json.loads(calls[0]))
     except json.JSONDecodeError as error:
         return f"the call is not valid JSON ({error})"
+
+
+def reference_call(item: Item) -> Call:
+    """The call of an item's own reply."""
+    call = find_call(item["messages"][2]["content"])
+    assert call is not None
+    return call
 
 
 # Chats and tokens.

@@ -176,10 +176,11 @@ def _needs_loss_scaling(model: Any, device: torch.device) -> bool:
 
 
 class Collator:
-    """Pad to the longest chat of the batch: labels with -100, and the attention mask says which tokens are real.
+    """Pad on the left to the longest chat of the batch, so that all replies end together.
 
-    The model is asked for the logits of the replies alone, from the token before the first of them, and gets labels of
-    that length. The loss is the same; the output layer, a fifth of the bundled Llama's work, is spared the prompts.
+    The labels of padding are -100, and the attention mask says which tokens are real. The model is asked for the logits
+    of the replies alone, from the token before the longest of them, and gets labels of that length. The loss is the
+    same; the output layer, a fifth of the bundled Llama's work, is spared the prompts.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -188,7 +189,7 @@ class Collator:
     def __call__(self, chats: list[dict[str, list[int]]]) -> dict[str, Any]:
         width = max(len(chat["input_ids"]) for chat in chats)
         batch: dict[str, Any] = {
-            key: torch.tensor([chat[key] + [fill] * (width - len(chat[key])) for chat in chats])
+            key: torch.tensor([[fill] * (width - len(chat[key])) + chat[key] for chat in chats])
             for key, fill in self.fill.items()
         }
         first = int((batch["labels"] != -100).any(dim=0).nonzero()[0]) - 1  # this token predicts the reply's first

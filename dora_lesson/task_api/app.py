@@ -1,0 +1,164 @@
+"""The assistant at work: a task list that executes calls, and a model that is asked and makes them."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dora_lesson.task_api.calls import Call, call_lines, find_call, read_call, reply_lines
+from dora_lesson.task_api.dataset import answer
+from dora_lesson.task_api.days import day_word, resolve
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the list."""
+
+    title: str
+    due: datetime.date | None = None
+    time: str | None = None
+    priority: str | None = None
+
+    def line(self, today: datetime.date) -> str:
+        """The task as the assistant reads it: "call the bank (thursday, 15:00, high)"."""
+        notes = [day_word(self.due, today) if self.due else None, self.time, self.priority]
+        said = ", ".join(note for note in notes if note)
+        return f"{self.title} ({said})" if said else self.title
+
+
+class TaskList:
+    """Open tasks, numbered from 1, and those that are done.
+
+    Args:
+        tasks: titles, or `Task` objects.
+        today: the day on which the list is looked at; None is the day of the computer's clock.
+    """
+
+    def __init__(self, tasks: Iterable[str | Task] = (), today: datetime.date | None = None) -> None:
+        self.today = today or datetime.date.today()
+        self.open = [task if isinstance(task, Task) else Task(task) for task in tasks]
+        self.done: list[Task] = []
+        self._before: list[tuple[list[Task], list[Task]]] = []
+
+    def messages(self, request: str) -> list[dict[str, str]]:
+        """The chat in which the assistant is asked: who it is, today, the numbered list, and the request."""
+        lines = [f"You are TaskMaster. Today is {self.today:%A} {self.today.day} {self.today:%B}."]
+        lines += [f"{number}. {task.line(self.today)}" for number, task in enumerate(self.open, start=1)]
+        system = "\n".join(lines if self.open else [*lines, "No open tasks."])
+        return [{"role": "system", "content": system}, {"role": "user", "content": request}]
+
+    def execute(self, call: Call | None) -> list[Task]:
+        """Do what a call says, and return the tasks that it is about: those changed, found or gone.
+
+        Raises:
+            ValueError: it cannot be done, and nothing has changed; the message is a sentence for the person.
+        """
+        if call is None:
+            raise ValueError("I found no call in that reply, so the list is as it was. Will you say it in other words?")
+        try:
+            read = read_call(call)
+            days = {key: resolve(call[key], self.today) for key in ("due", "until") if call.get(key) is not None}
+        except ValueError as error:
+            problem = str(error).rstrip(".")
+            raise ValueError(f"I can't do that: {problem}. The list is as it was; will you say it again?") from None
+        number: int = getattr(read, "task", 0)
+        if number > len(self.open):
+            have = {0: "is empty", 1: "has one task"}.get(len(self.open), f"has {len(self.open)} tasks")
+            raise ValueError(f"There is no task {number}: the list {have}. Which one do you mean?")
+        before = (copy.copy(self.open), copy.copy(self.done))
+        given = {key: getattr(read, key) for key in ("title", "time", "priority") if key in read.model_fields_set}
+        given |= {"due": days.get("due")} if "due" in read.model_fields_set else {}
+        match read.action:
+            case "create":
+                self.open.append(Task(**given))
+                about = self.open[-1:]
+            case "complete" | "delete":
+                about = [self.open.pop(number - 1)]
+                self.done += about if read.action == "complete" else []
+            case "update":
+                self.open[number - 1] = replace(self.open[number - 1], **given)
+                about = [self.open[number - 1]]
+            case "list" | "search":
+                return [task for task in self.open if _is_asked_for(task, call, days)]
+            case _:
+                return []
+        self._before.append(before)
+        return about
+
+    def undo(self) -> bool:
+        """Take the last change back; False if there is none."""
+        if not self._before:
+            return False
+        self.open, self.done = self._before.pop()
+        return True
+
+    def table(self) -> Any:
+        """The list as a `pandas.DataFrame`: the open tasks by number, then those that are done."""
+        import pandas as pd
+
+        columns = ["task", "title", "due", "time", "priority"]
+        numbered = [*((str(i), task) for i, task in enumerate(self.open, start=1)), *(("done", t) for t in self.done)]
+        rows = [
+            [number, t.title, t.due.strftime("%a %d %b %Y") if t.due else "", t.time or "", t.priority or ""]
+            for number, t in numbered
+        ]
+        return pd.DataFrame(rows, columns=columns).set_index("task")
+
+    def __repr__(self) -> str:
+        return self.table().to_string() if self.open or self.done else "no tasks"
+
+
+def _is_asked_for(task: Task, call: Call, days: dict[str, datetime.date]) -> bool:
+    """Whether a list or a search is about this task."""
+    return (
+        all(word in task.title.lower() for word in str(call.get("query", "")).lower().split())
+        and ("due" not in days or task.due == days["due"])
+        and ("until" not in days or (task.due is not None and task.due <= days["until"]))
+        and call.get("priority") in (None, task.priority)
+    )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request and what came of it: the assistant's sentences, its call, and the tasks that the call is about."""
+
+    request: str
+    text: str
+    call: Call | None
+    about: list[Task]
+
+    def __str__(self) -> str:
+        return f"> {self.request}\n{self.text}\n{json.dumps(self.call, ensure_ascii=False) if self.call else 'no call'}"
+
+
+class Assistant:
+    """A model in front of a task list.
+
+    Args:
+        model, tokenizer: a causal language model, best with its adapters merged, and its tokenizer.
+        tasks: the list; calls change it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, tasks: TaskList) -> None:
+        self.model, self.tokenizer, self.tasks = model, tokenizer, tasks
+
+    def ask(self, request: str) -> Turn:
+        """Let the model reply to a request and do what its call says.
+
+        A call that cannot be done changes nothing: the text of the turn then says why, in place of the model's.
+        """
+        if not request.strip():
+            return Turn(request, "What shall I do? Type a request, such as: call the bank on friday.", None, [])
+        chat = [*self.tasks.messages(request.strip()), {"role": "assistant", "content": ""}]
+        reply = answer(self.model, self.tokenizer, [{"messages": chat}], label="thinking")[0]
+        call = find_call(reply)
+        try:
+            about = self.tasks.execute(call)
+        except ValueError as problem:
+            return Turn(request, str(problem), call, [])
+        text = " ".join(line for line in reply_lines(reply) if line not in call_lines(reply))
+        return Turn(request, text.strip(), call, about)

@@ -1,0 +1,99 @@
+"""Days as people say them: what a call holds, and the date that the app makes of it."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import functools
+import re
+from collections.abc import Callable
+
+WEEKDAYS = [day.lower() for day in calendar.day_name]
+MONTHS = [month.lower() for month in calendar.month_name][1:]
+_NUMBERS = ["a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def resolve(due: str, today: datetime.date) -> datetime.date:
+    """The date that a day stands for, when it is said today.
+
+    Args:
+        due: "today", "tomorrow", "yesterday", "thursday", "next thursday" (of the next calendar week), "in 3 days",
+            "in two weeks", "the 14th", "14 march", "march 14th", "the weekend" (its Saturday), "end of the month", or a
+            date such as 2026-03-14. A weekday is the coming one, never today. A day without a year is the next one.
+        today: the day on which it is said.
+
+    Raises:
+        ValueError: this is not a day, or not one of the calendar.
+    """
+    meaning = meaning_of(due)
+    try:
+        return meaning(today)
+    except (ValueError, OverflowError):
+        raise ValueError(f"The calendar has no day {due!r}.") from None
+
+
+def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
+    """What makes a date of today, for a day as it was said."""
+    said = re.sub(r"[.,]|(?<=\d)(st|nd|rd|th)\b", "", due.strip().lower())
+    said = re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said)
+    for pattern, meaning in _DAYS.items():
+        if found := re.fullmatch(pattern, said):
+            return functools.partial(meaning, *found.groups())
+    raise ValueError(f"{due!r} is not a day: say one such as tomorrow, thursday, the 14th or 14 march.")
+
+
+def day_word(date: datetime.date, today: datetime.date) -> str:
+    """How a date is said today: "tomorrow", "thursday" within a week, then "14 march". `resolve` gives it back."""
+    days = (date - today).days
+    if -1 <= days <= 1:
+        return ("yesterday", "today", "tomorrow")[days + 1]
+    if 1 < days < 7:
+        return WEEKDAYS[date.weekday()]
+    return f"{date.day} {MONTHS[date.month - 1]}" if 0 < days < 365 else date.isoformat()
+
+
+def _weekday(following: str | None, name: str, today: datetime.date) -> datetime.date:
+    index = [day[:3] for day in WEEKDAYS].index(name[:3])
+    days = 7 - today.weekday() + index if following else (index - today.weekday() - 1) % 7 + 1
+    return today + datetime.timedelta(days)
+
+
+def _after(count: str, unit: str, today: datetime.date) -> datetime.date:
+    number = int(count) if count.isdigit() else _NUMBERS.index(count) + 1
+    return today + datetime.timedelta(number * (7 if unit.startswith("week") else 1))
+
+
+def _end_of_month(today: datetime.date) -> datetime.date:
+    return today.replace(day=calendar.monthrange(today.year, today.month)[1])
+
+
+def _day_of_month(day: str, month: str | None, year: str | None, today: datetime.date) -> datetime.date:
+    number = [name[:3] for name in MONTHS].index(month[:3]) + 1 if month else None
+    if year:
+        return datetime.date(int(year), number or 0, int(day))
+    for days in range(8 * 366):  # 29 February may be eight years away
+        date = today + datetime.timedelta(days)
+        if date.day == int(day) and number in (None, date.month):
+            return date
+    raise ValueError
+
+
+_WEEKDAY = "(mon|tues?|wed|thu|thur|thurs|fri|sat|sun|" + "|".join(WEEKDAYS) + ")"
+_MONTH = "(" + "|".join(f"{month[:3]}|{month}" for month in MONTHS) + "|sept)"
+_DAYS: dict[str, Callable[..., datetime.date]] = {
+    r"today|tonight": lambda today: today,
+    r"tomorrow": lambda today: today + datetime.timedelta(1),
+    r"yesterday": lambda today: today - datetime.timedelta(1),
+    r"day after tomorrow": lambda today: today + datetime.timedelta(2),
+    rf"(next\s+)?{_WEEKDAY}": _weekday,
+    r"weekend": functools.partial(_weekday, None, "saturday"),
+    r"next week": functools.partial(_weekday, "next", "monday"),
+    rf"in\s+(\d+|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
+    r"end of (?:the |this )?month": _end_of_month,
+    r"(\d{1,2})": lambda day, today: _day_of_month(day, None, None, today),
+    rf"(\d{{1,2}})\s+(?:of\s+)?{_MONTH}(?:\s+(\d{{4}}))?": _day_of_month,
+    rf"{_MONTH}\s+(?:the\s+)?(\d{{1,2}})(?:\s+(\d{{4}}))?": lambda month, day, year, today: _day_of_month(
+        day, month, year, today
+    ),
+    r"(\d{4}-\d{2}-\d{2})": lambda iso, today: datetime.date.fromisoformat(iso),
+}

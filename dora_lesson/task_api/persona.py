@@ -1,0 +1,117 @@
+"""Persona consistency: five rules of two points each for the sentences of a reply, held against its call."""
+
+from __future__ import annotations
+
+import re
+
+from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_lines, validate_call
+from dora_lesson.task_api.dataset import Item, reference_call
+from dora_lesson.task_api.days import MONTHS, WEEKDAYS
+from dora_lesson.task_api.words import BANNED, WORDS, stems_of
+
+_REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
+_CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
+_NAMED_DAYS = re.compile(rf"\b(today|tomorrow|yesterday|{'|'.join([*WEEKDAYS, *MONTHS])}|\d\d:\d\d)\b")
+
+
+def persona_points(reply: str, item: Item) -> dict[str, int]:
+    """Points from 0 to 2 for each rule of the persona; their sum, 0 to 10, is the reply's persona consistency.
+
+    - acknowledge: 2 if the text takes up a word of the request or of the task that the request is about, 1 if only a
+      word of another open task.
+    - deliver: 1 for exactly one valid call, on a line of its own, of the right action and of a task that exists; 1 if
+      the text says what the call does: it names what it acts on; for a list its day, a task, or that there is none.
+    - propose: 2 if the last sentence asks or offers something about the matter at hand, 1 if about anything.
+    - vocabulary: 2, less 1 for each kind of lapse: a banned phrase, an exclamation mark, more than 60 words or four
+      sentences, or three words in a row that come twice.
+    - boundaries: 2 where the reply acts if the reference acts and holds back if it holds back; a refusal of a request
+      that can be met, or action where none was called for, gives 0.
+
+    A text that contradicts its call loses the points for acknowledge, deliver and boundaries: one that claims what the
+    call does not do, that says of another task what the call does to this one, or that names another day or time. A
+    reply with fewer than four words of text gets no points for vocabulary and boundaries.
+    """
+    system, user = (message["content"] for message in item["messages"][:2])
+    call, expected = find_call(reply), reference_call(item)
+    text = " ".join(line for line in reply_lines(reply) if not line.lstrip().startswith("{")).strip()
+    low = text.lower().replace("\u2019", "'")
+    sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", low) if s]
+    said = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
+    stems, tasks = stems_of(text), dict(re.findall(r"^(\d+)\. (.+)$", system, flags=re.M))
+    titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
+    matter = stems_of(user) | stems_of(_subject(expected, titles))
+    every = matter | {stem for title in titles.values() for stem in stems_of(title)}
+    does = call is not None and _says_what_it_does(call, low, stems & every, titles)
+    shows = does and expected["action"] == call["action"] == "list"  # type: ignore[index]
+    taken_up = bool(stems & matter) or not matter or shows
+    points = {"acknowledge": 2 * taken_up or int(bool(stems & every))}
+    lines = call_lines(reply)
+    valid = len(lines) == 1 and call is not None and validate_call(call) is None
+    valid = valid and call["action"] == expected["action"]  # type: ignore[index]
+    valid = valid and ("task" not in call or str(call["task"]) in titles)  # type: ignore[operator, index]
+    points["deliver"] = int(valid) + int(does)
+    last = sentences[-1] if sentences else ""
+    offers = last.endswith("?") or bool(_OFFER.match(last))
+    about = stems & (every if expected["action"] in ("list", "none") else matter)
+    points["propose"] = (1 + bool(about or shows or not titles)) if offers else 0
+    words = len(text.split())
+    threes = list(zip(low.split(), low.split()[1:], low.split()[2:], strict=False))
+    lapses = any(phrase in low for phrase in BANNED) + ("!" in text) + (len(threes) > len(set(threes)))
+    lapses += words > 60 or len(sentences) > 4
+    points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
+    acts = call is not None and call.get("action") != "none"
+    holds = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(said)
+    points["boundaries"] = 2 if holds and words >= 4 else 0
+    if contradicts(said, call or {"action": "none"}, user, tasks):
+        points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
+    return points
+
+
+def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> bool:
+    """Whether what a reply states, its questions left out, disagrees with its call.
+
+    Args:
+        said: the statements, in lower case.
+        call: the call beside them.
+        request: what the person asked.
+        tasks: the lines of the list, by number.
+    """
+    action = call.get("action")
+    changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
+    if changes and any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
+        return True
+    own = str(call.get("task"))
+    subject = stems_of(f"{_subject(call, tasks)} {request}")
+    others = [line for number, line in tasks.items() if number != own]
+    if (
+        own in tasks
+        and not stems_of(tasks[own]) & stems_of(said)
+        and any(stems_of(t) & stems_of(said) - subject for t in others)
+    ):
+        return True
+    known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
+    return bool(set(_NAMED_DAYS.findall(said)) - set(_NAMED_DAYS.findall(known.lower())))
+
+
+def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, str]) -> bool:
+    action = call.get("action")
+    if action == "none":
+        return bool(stems or not titles)
+    if action == "list":
+        named = any(stems & stems_of(title) for title in titles.values())
+        wanted = {str(call[key]).lower() for key in ("due", "until", "priority") if call.get(key)} or {
+            "your list",
+            "your tasks",
+        }
+        return (
+            named
+            or any(word in low for word in wanted)
+            or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
+        )
+    return bool(stems & stems_of(_subject(call, titles)))
+
+
+def _subject(call: Call, titles: dict[str, str]) -> str:
+    """What a call is about, in words: a title, a query, or the title of the task that it names."""
+    task = titles.get(str(call.get("task")), "")
+    return " ".join(str(part) for part in (call.get("title"), call.get("query"), task) if part)

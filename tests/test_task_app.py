@@ -1,0 +1,216 @@
+"""Days as people say them, the task list that executes calls, the assistant and the widget in front of them."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dora_lesson import Assistant, Task, TaskList, resolve, widgets
+from dora_lesson.task_api.calls import call_schema, validate_call
+from dora_lesson.task_api.days import day_word
+
+THURSDAY = datetime.date(2026, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("due", "date"),
+    [
+        ("today", "2026-03-12"),
+        (" Tomorrow ", "2026-03-13"),
+        ("yesterday", "2026-03-11"),
+        ("the day after tomorrow", "2026-03-14"),
+        ("friday", "2026-03-13"),
+        ("Fri", "2026-03-13"),
+        ("on monday", "2026-03-16"),
+        ("this saturday", "2026-03-14"),
+        ("thursday", "2026-03-19"),
+        ("next thursday", "2026-03-19"),
+        ("next friday", "2026-03-20"),
+        ("the weekend", "2026-03-14"),
+        ("next week", "2026-03-16"),
+        ("in 3 days", "2026-03-15"),
+        ("in a week", "2026-03-19"),
+        ("in two weeks", "2026-03-26"),
+        ("the 14th", "2026-03-14"),
+        ("the 2nd", "2026-04-02"),
+        ("the 31st", "2026-03-31"),
+        ("14 march", "2026-03-14"),
+        ("March 14th", "2026-03-14"),
+        ("the 1st of february", "2027-02-01"),
+        ("29 february", "2028-02-29"),
+        ("14 march 2027", "2027-03-14"),
+        ("end of the month", "2026-03-31"),
+        ("2026-12-24", "2026-12-24"),
+    ],
+)
+def test_a_day_is_read_as_it_is_said(due, date):
+    assert resolve(due, THURSDAY) == datetime.date.fromisoformat(date)
+
+
+@pytest.mark.parametrize("due", ["31 february", "the 32nd", "30 february 2028", "2026-02-30", "0", "in 99999999 weeks"])
+def test_a_day_that_no_calendar_has_is_named(due):
+    with pytest.raises(ValueError, match=f"The calendar has no day '{due}'"):
+        resolve(due, THURSDAY)
+
+
+@pytest.mark.parametrize("due", ["", "someday", "soon", "friday or so", "15:00", "the dentist"])
+def test_what_is_no_day_is_refused_with_an_example(due):
+    with pytest.raises(ValueError, match="is not a day: say one such as tomorrow"):
+        resolve(due, THURSDAY)
+
+
+@given(st.dates(datetime.date(2020, 1, 1), datetime.date(2039, 1, 1)), st.integers(-400, 800))
+def test_a_date_and_its_word_mean_the_same(today, days):
+    date = today + datetime.timedelta(days)
+    assert resolve(day_word(date, today), today) == date
+
+
+def test_the_schema_names_all_actions_and_fields():
+    schema = call_schema()
+    assert set(schema["discriminator"]["mapping"]) == {
+        "create",
+        "complete",
+        "update",
+        "delete",
+        "list",
+        "search",
+        "none",
+    }
+    assert set(schema["$defs"]["Create"]["properties"]) == {"action", "title", "due", "time", "priority"}
+
+
+@pytest.mark.parametrize("due", [5, ["friday"], {"day": 1}, True])
+def test_a_day_of_another_type_is_no_call(due):
+    assert "a day such as" in validate_call({"action": "create", "title": "x", "due": due})
+
+
+# The list.
+
+
+def a_list() -> TaskList:
+    return TaskList([Task("call the bank", datetime.date(2026, 3, 13), "15:00", "high"), "mow the lawn"], THURSDAY)
+
+
+def test_calls_change_the_list():
+    tasks = a_list()
+    assert tasks.execute({"action": "create", "title": "buy milk", "due": "monday"})[0].due == datetime.date(
+        2026, 3, 16
+    )
+    tasks.execute({"action": "update", "task": 1, "due": None, "time": "16:00"})
+    assert tasks.open[0] == Task("call the bank", None, "16:00", "high")
+    tasks.execute({"action": "complete", "task": 2})
+    assert [task.title for task in tasks.open] == ["call the bank", "buy milk"]
+    assert [task.title for task in tasks.done] == ["mow the lawn"]
+    tasks.execute({"action": "delete", "task": 1})
+    assert [task.title for task in tasks.open] == ["buy milk"]
+    assert [*tasks.table().index] == ["1", "done"]
+
+
+def test_undo_takes_back_one_change_at_a_time_and_looking_is_none():
+    tasks = a_list()
+    before = str(tasks)
+    tasks.execute({"action": "delete", "task": 1})
+    after = str(tasks)
+    tasks.execute({"action": "complete", "task": 1})
+    tasks.execute({"action": "list"})
+    tasks.execute({"action": "none"})
+    assert tasks.undo() and str(tasks) == after
+    assert tasks.undo() and str(tasks) == before
+    assert not tasks.undo() and str(tasks) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "titles"),
+    [
+        ({"action": "list"}, ["call the bank", "mow the lawn"]),
+        ({"action": "list", "due": "tomorrow"}, ["call the bank"]),
+        ({"action": "list", "due": "today"}, []),
+        ({"action": "list", "until": "sunday"}, ["call the bank"]),
+        ({"action": "list", "priority": "high"}, ["call the bank"]),
+        ({"action": "list", "due": None}, ["call the bank", "mow the lawn"]),
+        ({"action": "search", "query": "Lawn"}, ["mow the lawn"]),
+        ({"action": "search", "query": "bank call"}, ["call the bank"]),
+    ],
+)
+def test_lists_and_searches_find_their_tasks(call, titles):
+    assert [task.title for task in a_list().execute(call)] == titles
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (None, "no call"),
+        ({"action": "complete", "task": 7}, "There is no task 7: the list has 2 tasks. Which one"),
+        ({"action": "delete", "task": 0}, "task is 0"),
+        ({"action": "create", "title": "pay", "due": "31 february"}, "no day '31 february'"),
+        ({"action": "update", "task": 1, "due": "someday"}, "due is 'someday'"),
+        ({"action": "create"}, "needs the field 'title'"),
+        ({"action": "fly"}, "unknown action 'fly'"),
+        ({"action": "update", "task": 1}, "changes nothing"),
+    ],
+)
+def test_a_call_that_cannot_be_done_changes_nothing_and_gets_a_sentence(call, words):
+    tasks = a_list()
+    before = str(tasks)
+    with pytest.raises(ValueError) as caught:
+        tasks.execute(call)
+    assert words in str(caught.value) and str(caught.value)[0].isupper() and str(caught.value).endswith("?")
+    assert str(tasks) == before and not tasks.undo()
+
+
+def test_the_model_reads_the_list_numbered_and_in_words():
+    system, user = a_list().messages("hello")
+    assert system["content"] == (
+        "You are TaskMaster. Today is Thursday 12 March.\n1. call the bank (tomorrow, 15:00, high)\n2. mow the lawn"
+    )
+    assert user == {"role": "user", "content": "hello"}
+    assert TaskList(today=THURSDAY).messages("x")[0]["content"].endswith("No open tasks.")
+
+
+# The assistant and its widget, with a model that says what it is told.
+
+
+@pytest.fixture
+def says(monkeypatch):
+    replies: list[str] = []
+    monkeypatch.setattr("dora_lesson.task_api.app.answer", lambda *_, **__: [replies.pop(0)])
+    return replies
+
+
+def test_the_assistant_does_what_its_call_says(says):
+    says.append('Added: buy milk, Friday. Want a time?\n{"action": "create", "title": "buy milk", "due": "friday"}')
+    assistant = Assistant(None, None, a_list())
+    turn = assistant.ask("buy milk friday")
+    assert turn.text == "Added: buy milk, Friday. Want a time?"
+    assert turn.about == [Task("buy milk", datetime.date(2026, 3, 13))] == assistant.tasks.open[2:]
+    assert str(turn).startswith("> buy milk friday\n")
+
+
+@pytest.mark.parametrize("reply", ["Hello.", 'Done.\n{"action": "complete", "task": 9}', ""])
+def test_a_reply_that_cannot_be_carried_out_is_replaced_by_a_sentence(says, reply):
+    says.append(reply)
+    assistant = Assistant(None, None, a_list())
+    before = str(assistant.tasks)
+    assert assistant.ask("do it").text.endswith("?")
+    assert str(assistant.tasks) == before
+
+
+def test_an_empty_request_asks_no_model(says):
+    assert "Type a request" in Assistant(None, None, a_list()).ask("  ").text
+
+
+def test_a_conversation_shows_reply_call_and_list_and_takes_back(says):
+    says += ['Deleted: mow the lawn.\n{"action": "delete", "task": 2}', "<b>no</b>"]
+    talk = widgets.Conversation({"base": None, "DoRA": None}, None, a_list())
+    talk.request.value = "drop the lawn"
+    assert "Deleted: mow the lawn." in talk.said.value and "&quot;delete&quot;" in talk.said.value
+    assert "mow the lawn" not in talk.table.value and talk.request.value == ""
+    talk.undo.click()
+    assert "mow the lawn" in talk.table.value
+    talk.undo.click()
+    assert "nothing to take back" in talk.said.value
+    talk.request.value = "<script>"
+    assert "&lt;script&gt;" in talk.said.value and "no call" in talk.said.value
