@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 
 import pytest
 from hypothesis import given
@@ -187,6 +188,7 @@ def test_the_assistant_does_what_its_call_says(says):
     assert turn.text == "Added: buy milk, Friday. Want a time?"
     assert turn.about == [Task("buy milk", datetime.date(2026, 3, 13))] == assistant.tasks.open[2:]
     assert str(turn).startswith("> buy milk friday\n")
+    assert str(turn).endswith(turn.call_line) and json.loads(turn.call_line) == turn.call
 
 
 @pytest.mark.parametrize("reply", ["Hello.", 'Done.\n{"action": "complete", "task": 9}', ""])

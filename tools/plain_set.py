@@ -31,6 +31,7 @@ KINDS = {  # how many of a hundred chats are of a kind, and its category
     "talk": (5, "boundaries"),
 }
 CALLS: dict[str, dict[str, Any]] = {"undate": {"due": None}, "high": {"priority": "high"}, "low": {"priority": "low"}}
+PROPER = ("mum", "dad", "grandma", "grandpa", "grandad", "aunt", "uncle", "cousin", "great-aunt")  # take no article
 ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
 Item = dict[str, Any]
 
@@ -41,17 +42,9 @@ class Title:
     def __init__(self, verb: str, past: str, noun: str) -> None:
         self.text, self.past, self.noun = f"{verb} {noun}", f"{past} {noun}", noun
         self.verb = verb
-        proper = noun[0].isupper() or noun.split()[0] in (
-            "mum",
-            "dad",
-            "grandma",
-            "grandpa",
-            "grandad",
-            "aunt",
-            "uncle",
-        )
+        proper = noun[0].isupper() or noun.split()[0] in PROPER
         bare = re.sub(r"^(the|a|an|new|some) ", "", noun)
-        self.named = noun if proper or (" " in noun and noun.split()[0] in ("cousin", "great-aunt")) else f"the {bare}"
+        self.named = noun if proper else f"the {bare}"
         self.query = noun if proper else bare
 
 
@@ -71,14 +64,6 @@ class PlainLevel:
         own = lists.get(split, []) if split != "train" else []
         return [(text, False) for text in lists["train"]] + [(text, True) for text in own]
 
-    def objects(self, split: str) -> list[Title]:
-        """The objects that a split may use: its own alone."""
-        return self.titles[split]
-
-    def draw(self, split: str, kind: str, chance: random.Random) -> tuple[str, list[dict[str, str]], Item] | None:
-        """One item's category, messages and call; None where phrasing and object are both those of the training."""
-        return Draw(self, split, kind, chance).made()
-
 
 class Draw:
     """One item in the making."""
@@ -87,9 +72,11 @@ class Draw:
         self.level, self.split, self.kind, self.chance = level, split, kind, chance
         self.today = datetime.date(2026, 1, 1) + datetime.timedelta(chance.randrange(730))
         self.tasks: list[tuple[Title, Task]] = []
-        self.new = split == "train"  # whether the request has a phrasing or an object that training never has
+        self.titles = level.titles[split]
+        self.new = split == "train"  # whether the request has a phrasing or names an object that training never has
 
-    def made(self) -> tuple[str, list[dict[str, str]], dict[str, Any]] | None:
+    def made(self) -> tuple[str, list[dict[str, str]], Item] | None:
+        """Category, messages and call; None where training may have the same request."""
         request, call, reply = getattr(self, f"_{self.kind}", self._about_a_task)()
         if not self.new:
             return None
@@ -101,13 +88,10 @@ class Draw:
     def _fill(self, least: int = 0, most: int = 3, beside: Title | None = None) -> None:
         """Fill the list with tasks; `beside` is not among them, and neither is its noun."""
         nouns = {beside.named} if beside else set()
-        for title in self._sample(self.chance.randint(least, most)):
+        for title in self.chance.sample(self.titles, self.chance.randint(least, most)):
             if title.named not in nouns:
                 nouns.add(title.named)
                 self.tasks.append((title, self._task(title)))
-
-    def _sample(self, count: int) -> list[Title]:
-        return self.chance.sample(self.level.objects(self.split), count)
 
     def _task(self, title: Title) -> Task:
         due = self.today + datetime.timedelta(self.chance.choice([-1, 0, 0, 1, 1, 2, 3, 4, 5, 6, 9, 20]))
@@ -119,18 +103,11 @@ class Draw:
             ("high" if marked < 0.06 else "low") if marked < 0.1 else None,
         )
 
-    def _title(self) -> Title:
-        return self.chance.choice(self.level.objects(self.split))
-
     def _phrasing(self, kind: str | None = None, needs: str = "") -> str:
         choice = [(text, own) for text, own in self.level.phrasings(kind or self.kind, self.split) if needs in text]
         text, own = self.chance.choice(choice)
         self.new |= own
         return text
-
-    def _named(self, title: Title) -> None:
-        """The request names this object."""
-        self.new |= title in self.level.titles[self.split]
 
     def _say(self, kind: str, **parts: str) -> str:
         """A first sentence of a reply."""
@@ -187,8 +164,7 @@ class Draw:
     # The kinds of request: each returns the request, the call and the reply.
 
     def _create(self) -> tuple[str, Item, str]:
-        title, phrasing = self._title(), self._phrasing()
-        self._named(title)
+        title, phrasing, self.new = self.chance.choice(self.titles), self._phrasing(), True
         self._fill(beside=title)
         call: Item = {"action": "create", "title": title.text}
         after, when = "", ""
@@ -220,7 +196,7 @@ class Draw:
     def _about_a_task(self) -> tuple[str, Item, str]:
         """Complete, delete, and all that updates."""
         phrasing = self._phrasing()
-        title = self._title()
+        title = self.chance.choice(self.titles)
         self._fill(0, 3, beside=title)
         named = self._look_alike(title)
         task = self._task(title)
@@ -241,11 +217,9 @@ class Draw:
             parts["h"], call["time"] = self._hour()
         shown = task.title
         if self.kind == "rename":
-            new = self._sample(1)[0]
-            parts["t"] = new.text
-            call["title"] = shown = new.text
-        if "{p}" in phrasing:
-            self._named(title)
+            (new,) = self.chance.sample(self.titles, 1)
+            parts["t"] = call["title"] = shown = new.text
+        self.new |= "{p}" in phrasing
         when = " at ".join(part for part in (_shown(call.get("due") or ""), call.get("time", "")) if part)
         said = self._say(self.kind, t=shown, when=when, time=call.get("time", ""))
         if self.kind in ("complete", "delete"):
@@ -256,7 +230,7 @@ class Draw:
 
     def _look_alike(self, title: Title) -> bool:
         """Perhaps add a task like this one; return whether the noun still tells them apart."""
-        like = [t for t in self.level.objects(self.split) if t.verb == title.verb and t.named != title.named]
+        like = [t for t in self.titles if t.verb == title.verb and t.named != title.named]
         if like and self.chance.random() < 0.15:
             other = self.chance.choice(like)
             if all(t.named != other.named for t, _ in self.tasks):
@@ -274,7 +248,7 @@ class Draw:
         if way < 0.3 and self.split != "validation":  # where nothing but the list tells two requests apart
             forms = [f"task {number}", f"number {number}", f"{number}", f"#{number}", f"the {ORDINALS[number - 1]} one"]
             return self.chance.choice(forms)
-        self._named(title)
+        self.new = True
         return title.text if way < 0.7 or not named else title.named
 
     def _list(self) -> tuple[str, Item, str]:
@@ -303,8 +277,7 @@ class Draw:
         return f"{'on' if day in WEEKDAYS or day[0].isdigit() or day.startswith('the') else 'for'} {day}"
 
     def _search(self) -> tuple[str, Item, str]:
-        title = self._title()
-        self._named(title)
+        title, self.new = self.chance.choice(self.titles), True
         self._fill(0, 3, beside=title)
         if self.chance.random() < 0.8:
             self.tasks.insert(self.chance.randint(0, len(self.tasks)), (title, self._task(title)))
@@ -315,14 +288,14 @@ class Draw:
 
     def _absent(self) -> tuple[str, Item, str]:
         kind = self.chance.choice(["complete", "delete", "move", "high"])
-        title = self._title()
+        title = self.chance.choice(self.titles)
         self._fill(0 if self.chance.random() < 0.2 else 1, 3, beside=title)
         if self.chance.random() < 0.3 and self.split != "validation":
             number = len(self.tasks) + self.chance.randint(1, 6)
             named = self.chance.choice([f"task {number}", f"number {number}", f"{number}"])
             request = self._phrasing(kind, needs="{r}").format(r=named, d=self._day())
             return request, {"action": "none"}, f"{self._say('number', x=str(number))}. {self._next('number')}"
-        self._named(title)
+        self.new = True
         request = self._phrasing(kind).format(
             r=self.chance.choice([title.text, title.named]), p=title.past, d=self._day()
         )

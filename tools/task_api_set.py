@@ -23,7 +23,7 @@ from dora_lesson.task_api.calls import call_schema
 from dora_lesson.task_api.dataset import CATEGORIES, SPLITS, validate_item
 from dora_lesson.task_api.days import MONTHS, WEEKDAYS, resolve
 from dora_lesson.task_api.words import content_words
-from tools.plain_set import KINDS, SIZES, PlainLevel, ordinal
+from tools.plain_set import KINDS, SIZES, Draw, PlainLevel, ordinal
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data" / "task_api"
@@ -39,7 +39,7 @@ def plain() -> dict[str, list[Item]]:
         earlier = [words_of(item) for others in items.values() for item in others]
         chosen: dict[str, Item] = {}
         for kind in chance.choices([*KINDS], [share for share, _ in KINDS.values()], k=size):
-            while not _add(level.draw(split, kind, chance), split, chosen, earlier):
+            while not _add(Draw(level, split, kind, chance).made(), split, chosen, earlier):
                 pass
         items[split] = [*chosen.values()]
     return items
@@ -168,8 +168,11 @@ def near_duplicates(here: list[Item], there: list[Item]) -> Iterator[tuple[str, 
     for item in here:
         words, title = _marks(item)
         for name, other, other_title in others:
-            shared = len(words & other) / max(1, len(words | other))
-            if shared >= 0.75 if item["id"].startswith("plain") else shared > 0.5 or (title and title == other_title):
+            if item["id"].startswith("plain"):
+                same = alike(words, other)
+            else:
+                same = len(words & other) > 0.5 * len(words | other) or bool(title and title == other_title)
+            if same:
                 yield item["id"], name
 
 

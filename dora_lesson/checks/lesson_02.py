@@ -88,16 +88,13 @@ def _examine_one_forward(
 def _examine_its_gradients(attempt: Attempt) -> None:
     torch.manual_seed(0)
     W, A, B, x = (torch.randn(shape).double() for shape in [(6, 5), (2, 5), (6, 2), (3, 5)])
-    leaves = {"x": x.requires_grad_(), "A": A.requires_grad_(), "B": B.requires_grad_()}
-    y = call(attempt, x, W, torch.zeros(6).double(), A, B, 4.0)
-    for name, leaf in leaves.items():
-        (right,) = torch.autograd.grad(_forward(x, W, torch.zeros(6).double(), A, B, 4.0).square().sum(), leaf)
-        (given,) = (
-            torch.autograd.grad(y.square().sum(), leaf, retain_graph=True, allow_unused=True)
-            if y.requires_grad
-            else (None,)
-        )
-        reaches = given is not None and close(given, right)
+    leaves = [tensor.requires_grad_() for tensor in (x, A, B)]
+    bias, alpha = torch.zeros(6).double(), 4.0
+    y = call(attempt, x, W, bias, A, B, alpha)
+    rights = torch.autograd.grad(_forward(x, W, bias, A, B, alpha).square().sum(), leaves)
+    given = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True) if y.requires_grad else [None] * 3
+    for name, mine, right in zip("xAB", given, rights, strict=True):
+        reaches = mine is not None and close(mine, right)
         expect(reaches, f"the right gradient does not reach {name}; leave out detach and no_grad.")
 
 
@@ -149,19 +146,20 @@ def movement(attempt: Attempt) -> None:
         signed = (now[name].norm(dim=1) - start[name].norm(dim=1)).mean().item()
         columns = _movement({name: start[name].T}, {name: now[name].T})[name]
         cos = 1 - right[1]
-        (in_order,) = _movement({name: [*start.values()][[*now].index(name)]}, {name: now[name]}).values()
+        # By order, not by name: the pair is called by the name that the layer has in `now`, or in `start`.
+        by_order = [
+            ([*start.values()][[*now].index(name)], now[name]),
+            (start[name], [*now.values()][[*start].index(name)]),
+        ]
+        unpaired = [_movement({name: W0}, {name: W1})[name] for W0, W1 in by_order]
+        rounded = [(round(right[0], digits), round(right[1], digits)) for digits in (3, 4)]
         for wrong, message in [
-            (in_order, "layers are paired by the order of the two dicts; pair them by name."),
-            (
-                _movement({name: start[name]}, {name: [*now.values()][[*start].index(name)]})[name],
-                "layers are paired by the order of the two dicts; pair them by name.",
-            ),
+            *((pair, "layers are paired by the order of the two dicts; pair them by name.") for pair in unpaired),
             ((right[1], right[0]), "the pair is the wrong way round; ΔM first, then ΔD."),
             ((signed, right[1]), "ΔM lets growth and shrinking cancel; take the absolute value before the mean."),
             (columns, "the norms run over dim=0; take rows, dim=1."),
             ((right[0], cos), "the second number is the cosine; ΔD is 1 minus it."),
-            ((round(right[0], 4), round(right[1], 4)), "the numbers are rounded; return them as they are."),
-            ((round(right[0], 3), round(right[1], 3)), "the numbers are rounded; return them as they are."),
+            *((pair, "the numbers are rounded; return them as they are.") for pair in rounded),
         ]:
             expect(not (_near(M, wrong[0]) and _near(D, wrong[1])), message)
         expect(_near(M, right[0]), f"ΔM of {name!r} is {M:.4g}, {right[0]:.4g} is expected; compare row lengths.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from dora_lesson.core import DATA, first_problem
-from dora_lesson.evidence.paired_run import PairedRunConfig, RunMethod
+from dora_lesson.evidence.paired_run import PairedRunConfig, RunLevel, RunMethod
 from dora_lesson.evidence.stats import detectable
 
 DESIGNS = DATA / "designs"
@@ -50,7 +50,7 @@ class Design(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     base: str | None
-    level: Literal["plain", "spoken", "first edition"] = "plain"
+    level: RunLevel = "plain"
     dtype: str
     steps: int
     batch_size: int
@@ -87,19 +87,7 @@ class Design(BaseModel):
         return self._command
 
     def _arms_of(self, line: ArmLine) -> Iterator[tuple[PairedRunConfig, list[float]]]:
-        common: dict[str, Any] = self.model_dump(
-            include={
-                "base",
-                "level",
-                "dtype",
-                "steps",
-                "batch_size",
-                "target_modules",
-                "held_out",
-                "scored",
-                "checkpoints",
-            }
-        )
+        common: dict[str, Any] = self.model_dump(include={*PairedRunConfig.model_fields})
         common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
         size: dict[str, Any] = {"lora_dropout": line.lora_dropout, "lora_A_std": line.lora_A_std}
         for r, method in itertools.product(line.ranks or [0], line.methods):

@@ -17,6 +17,7 @@ from dora_lesson.task_api.dataset import Item, encode_chat, load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 
 RunMethod = Literal["base", "qbase", "full", "lora", "dora", "qlora", "qdora"]
+RunLevel = Literal["plain", "spoken", "first edition"]
 
 
 class PairedRunConfig(BaseModel):
@@ -42,7 +43,7 @@ class PairedRunConfig(BaseModel):
     seed: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    level: Literal["plain", "spoken", "first edition"] = "plain"
+    level: RunLevel = "plain"
     split: Literal["validation", "test"] = "test"
     held_out: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -163,7 +163,7 @@ class Conversation(ipywidgets.VBox):
             return
         self.said.value = "<i>thinking ...</i>"
         turn = self.assistants[self.which.value].ask(request)
-        call = f"<br><code>{html.escape(str(turn).splitlines()[-1])}</code>"
+        call = f"<br><code>{html.escape(turn.call_line)}</code>"
         self._show(f"<b>{html.escape(request)}</b><br>{html.escape(turn.text)}{call}")
 
     def _show(self, said: str) -> None:

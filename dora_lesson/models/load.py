@@ -66,9 +66,8 @@ def load_base(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if bundled:
-        model.name_or_path = model.config.name_or_path = (
-            HUB_NAME  # what adapters are saved under: a folder of this machine says nothing elsewhere
-        )
+        # Adapters are saved under this name: a folder of this machine says nothing elsewhere.
+        model.name_or_path = model.config.name_or_path = HUB_NAME
     return model.eval(), tokenizer
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dora_lesson.task_api.calls import Call, call_lines, find_call, read_call, reply_lines
+from dora_lesson.task_api.calls import Call, find_call, read_call, reply_text
 from dora_lesson.task_api.dataset import answer
 from dora_lesson.task_api.days import day_word, resolve
 
@@ -69,7 +68,7 @@ class TaskList:
         if number > len(self.open):
             have = {0: "is empty", 1: "has one task"}.get(len(self.open), f"has {len(self.open)} tasks")
             raise ValueError(f"There is no task {number}: the list {have}. Which one do you mean?")
-        before = (copy.copy(self.open), copy.copy(self.done))
+        before = ([*self.open], [*self.done])
         given = {key: getattr(read, key) for key in ("title", "time", "priority") if key in read.model_fields_set}
         given |= {"due": days.get("due")} if "due" in read.model_fields_set else {}
         match read.action:
@@ -131,8 +130,13 @@ class Turn:
     call: Call | None
     about: list[Task]
 
+    @property
+    def call_line(self) -> str:
+        """The call as a line to show."""
+        return json.dumps(self.call, ensure_ascii=False) if self.call else "no call"
+
     def __str__(self) -> str:
-        return f"> {self.request}\n{self.text}\n{json.dumps(self.call, ensure_ascii=False) if self.call else 'no call'}"
+        return f"> {self.request}\n{self.text}\n{self.call_line}"
 
 
 class Assistant:
@@ -160,5 +164,4 @@ class Assistant:
             about = self.tasks.execute(call)
         except ValueError as problem:
             return Turn(request, str(problem), call, [])
-        text = " ".join(line for line in reply_lines(reply) if line not in call_lines(reply))
-        return Turn(request, text.strip(), call, about)
+        return Turn(request, reply_text(reply), call, about)

@@ -156,6 +156,11 @@ def call_lines(reply: str) -> list[str]:
     return [line for line in reply_lines(reply) if line.lstrip().startswith("{")]
 
 
+def reply_text(reply: str) -> str:
+    """The sentences of a reply: what stands on its other lines."""
+    return " ".join(line for line in reply_lines(reply) if not line.lstrip().startswith("{")).strip()
+
+
 def find_call(reply: str) -> Call | None:
     """The first line of the reply that is a JSON object with an action, or None."""
     for line in reply_lines(reply):

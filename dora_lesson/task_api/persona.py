@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_lines, validate_call
+from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_text, validate_call
 from dora_lesson.task_api.dataset import Item, reference_call
 from dora_lesson.task_api.days import MONTHS, WEEKDAYS
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
@@ -33,7 +33,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     """
     system, user = (message["content"] for message in item["messages"][:2])
     call, expected = find_call(reply), reference_call(item)
-    text = " ".join(line for line in reply_lines(reply) if not line.lstrip().startswith("{")).strip()
+    text = reply_text(reply)
     low = text.lower().replace("\u2019", "'")
     sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", low) if s]
     said = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
@@ -80,14 +80,10 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> b
     changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
     if changes and any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
         return True
-    own = str(call.get("task"))
-    subject = stems_of(f"{_subject(call, tasks)} {request}")
+    own, stems = str(call.get("task")), stems_of(said)
+    elsewhere = stems - stems_of(f"{_subject(call, tasks)} {request}")
     others = [line for number, line in tasks.items() if number != own]
-    if (
-        own in tasks
-        and not stems_of(tasks[own]) & stems_of(said)
-        and any(stems_of(t) & stems_of(said) - subject for t in others)
-    ):
+    if own in tasks and not stems_of(tasks[own]) & stems and any(stems_of(line) & elsewhere for line in others):
         return True
     known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
     return bool(set(_NAMED_DAYS.findall(said)) - set(_NAMED_DAYS.findall(known.lower())))
@@ -99,15 +95,9 @@ def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, 
         return bool(stems or not titles)
     if action == "list":
         named = any(stems & stems_of(title) for title in titles.values())
-        wanted = {str(call[key]).lower() for key in ("due", "until", "priority") if call.get(key)} or {
-            "your list",
-            "your tasks",
-        }
-        return (
-            named
-            or any(word in low for word in wanted)
-            or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
-        )
+        asked = [str(call[key]).lower() for key in ("due", "until", "priority") if call.get(key)]
+        shown = any(words in low for words in asked or ["your list", "your tasks"])
+        return named or shown or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
     return bool(stems & stems_of(_subject(call, titles)))
 
 
