@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dora_lesson import Assistant, Task, TaskList, resolve, widgets
 from dora_lesson.task_api.calls import call_schema, validate_call
-from dora_lesson.task_api.days import day_word
+from dora_lesson.task_api.days import clock, day_word
 
 THURSDAY = datetime.date(2026, 3, 12)
 
@@ -44,6 +44,9 @@ THURSDAY = datetime.date(2026, 3, 12)
         ("29 february", "2028-02-29"),
         ("14 march 2027", "2027-03-14"),
         ("end of the month", "2026-03-31"),
+        ("in one week", "2026-03-19"),
+        ("friday next week", "2026-03-20"),
+        ("next weekend", "2026-03-21"),
         ("2026-12-24", "2026-12-24"),
     ],
 )
@@ -57,16 +60,49 @@ def test_a_day_that_no_calendar_has_is_named(due):
         resolve(due, THURSDAY)
 
 
-@pytest.mark.parametrize("due", ["", "someday", "soon", "friday or so", "15:00", "the dentist"])
+@pytest.mark.parametrize("due", [None, "", "someday", "soon", "friday or so", "15:00", "the dentist"])
 def test_what_is_no_day_is_refused_with_an_example(due):
     with pytest.raises(ValueError, match="is not a day: say one such as tomorrow"):
         resolve(due, THURSDAY)
+
+
+@pytest.mark.parametrize(
+    ("time", "clock_time"),
+    [("3pm", "15:00"), ("3 PM", "15:00"), ("at 3:15pm", "15:15"), ("3:05 p.m.", "15:05"), ("12am", "00:00"),
+     ("12:30pm", "12:30"), ("noon", "12:00"), ("9:30", "09:30"), ("15:00", "15:00"), ("23:59", "23:59")],
+)  # fmt: skip
+def test_a_time_is_read_as_it_is_said(time, clock_time):
+    assert clock(time) == clock_time
+
+
+@pytest.mark.parametrize("time", ["", "3", "25:00", "15:60", "13pm", "0am", "3pm 4pm", "soon", "tomorrow"])
+def test_what_is_no_time_is_refused_with_an_example(time):
+    with pytest.raises(ValueError, match="is not a time: say one such as 3pm or 15:00"):
+        clock(time)
 
 
 @given(st.dates(datetime.date(2020, 1, 1), datetime.date(2039, 1, 1)), st.integers(-400, 800))
 def test_a_date_and_its_word_mean_the_same(today, days):
     date = today + datetime.timedelta(days)
     assert resolve(day_word(date, today), today) == date
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TaskList("call the bank"), "a list of titles or tasks is expected"),
+        (lambda: TaskList(["call the bank", " "]), "title is ' ', but a text is expected"),
+        (lambda: Task("call the bank", due="friday"), "due is 'friday', but a date is expected"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_title_of_two_lines_is_one_task():
+    (system, _) = TaskList(["call\n2. the bank"], THURSDAY).messages("hi")
+    assert system["content"].splitlines()[1:] == ["1. call 2. the bank"]
 
 
 def test_the_schema_names_all_actions_and_fields():
@@ -100,7 +136,7 @@ def test_calls_change_the_list():
     assert tasks.execute({"action": "create", "title": "buy milk", "due": "monday"})[0].due == datetime.date(
         2026, 3, 16
     )
-    tasks.execute({"action": "update", "task": 1, "due": None, "time": "16:00"})
+    tasks.execute({"action": "update", "task": 1, "due": None, "time": "4 pm"})
     assert tasks.open[0] == Task("call the bank", None, "16:00", "high")
     tasks.execute({"action": "complete", "task": 2})
     assert [task.title for task in tasks.open] == ["call the bank", "buy milk"]
@@ -189,6 +225,13 @@ def test_the_assistant_does_what_its_call_says(says):
     assert turn.about == [Task("buy milk", datetime.date(2026, 3, 13))] == assistant.tasks.open[2:]
     assert str(turn).startswith("> buy milk friday\n")
     assert str(turn).endswith(turn.call_line) and json.loads(turn.call_line) == turn.call
+
+
+def test_a_search_says_what_it_found(says):
+    says += ['Searching for lawn.\n{"action": "search", "query": "lawn"}', 'Here.\n{"action": "list", "due": "sunday"}']
+    assistant = Assistant(None, None, a_list())
+    assert assistant.ask("find lawn").call_line.endswith("} → mow the lawn")
+    assert assistant.ask("sunday?").call_line.endswith('"sunday"}')
 
 
 @pytest.mark.parametrize("reply", ["Hello.", 'Done.\n{"action": "complete", "task": 9}', ""])

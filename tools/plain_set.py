@@ -16,19 +16,19 @@ from dora_lesson.task_api.days import MONTHS, WEEKDAYS
 
 SIZES = {"train": 2400, "validation": 200, "test": 400}
 KINDS = {  # how many of a hundred chats are of a kind, and its category
-    "create": (32, "creation"),
-    "complete": (17, "completion"),
-    "move": (11, "updates"),
-    "delete": (10, "updates"),
+    "create": (18, "creation"),
+    "complete": (16, "completion"),
+    "move": (12, "updates"),
+    "delete": (14, "updates"),
     "time": (3, "updates"),
-    "high": (3, "updates"),
+    "high": (4, "updates"),
     "low": (1, "updates"),
     "undate": (1, "updates"),
-    "rename": (2, "updates"),
-    "list": (8, "queries"),
-    "search": (5, "queries"),
-    "absent": (3, "edge cases"),
-    "talk": (5, "boundaries"),
+    "rename": (1, "updates"),
+    "list": (14, "queries"),
+    "search": (10, "queries"),
+    "absent": (2, "edge cases"),
+    "talk": (4, "boundaries"),
 }
 CALLS: dict[str, dict[str, Any]] = {"undate": {"due": None}, "high": {"priority": "high"}, "low": {"priority": "low"}}
 PROPER = ("mum", "dad", "grandma", "grandpa", "grandad", "aunt", "uncle", "cousin", "great-aunt")  # take no article
@@ -139,7 +139,7 @@ class Draw:
             [15, 27, 44, 4, 4, 4, 2],
         )[0]
 
-    def _hour(self) -> tuple[str, str]:
+    def _hour(self) -> str:
         hour, minute = self.chance.randint(7, 21), self.chance.choice([0, 0, 0, 30, 15])
         short = f"{(hour - 1) % 12 + 1}" + (f":{minute:02}" if minute else "")
         said = [
@@ -149,7 +149,7 @@ class Draw:
         ]
         if (hour, minute) == (12, 0):
             said.append("noon")
-        return self.chance.choice(said), f"{hour:02}:{minute:02}"
+        return self.chance.choice(said)
 
     def _said(self, day: str, opens: bool = False) -> str:
         """A day after or before the rest of a request."""
@@ -175,8 +175,8 @@ class Draw:
             phrasing, when = phrasing.replace("{W}", opening), _shown(call["due"])
             after = "" if "{w}" not in phrasing else after
         if "{w}" in phrasing and (0.42 < shape < 0.6 or shape > 0.97):
-            said, call["time"] = self._hour()
-            after, when = f"{after} at {said}", f"{when} at {call['time']}".strip()
+            call["time"] = self._hour()
+            after, when = f"{after} at {call['time']}", f"{when} at {call['time']}".strip()
         if "{w}" in phrasing and self.chance.random() < 0.08:
             call["priority"] = self.chance.choice(["high", "high", "low"])
             words = (
@@ -211,10 +211,10 @@ class Draw:
             call["due"] = self._day()
             parts["d"] = call["due"]
             if self.chance.random() < 0.2 and phrasing.endswith("{d}"):
-                said, call["time"] = self._hour()
-                parts["d"] += f" at {said}"
+                call["time"] = self._hour()
+                parts["d"] += f" at {call['time']}"
         if self.kind == "time":
-            parts["h"], call["time"] = self._hour()
+            parts["h"] = call["time"] = self._hour()
         shown = task.title
         if self.kind == "rename":
             (new,) = self.chance.sample(self.titles, 1)
@@ -317,7 +317,7 @@ class Draw:
 
     def _typed(self, request: str) -> str:
         """In small letters or as a sentence, now and then with a slip of the fingers or a word of thanks."""
-        if self.chance.random() < 0.12:
+        if self.chance.random() < 0.06:
             slips = [word for word in self.level.source["typos"] if re.search(rf"\b{word}\b", request)]
             if slips:
                 slip = self.chance.choice(slips)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +27,7 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """How one method is trained, with the bytes of a step: this course's layers, and what PEFT's take besides."""
+    """How one method is trained, with the bytes of a step: with this course's layers, and with PEFT's."""
 
     method: str
     r: int
@@ -36,7 +36,7 @@ class TrainingSetup:
     gradient_checkpointing: bool
     parameters: Parameters
     estimate: MemoryEstimate
-    peft_extra: int
+    peft: MemoryEstimate
 
     @property
     def is_dora(self) -> bool:
@@ -61,7 +61,7 @@ class TrainingSetup:
     @property
     def peak(self) -> int:
         """Bytes at the peak of a step with PEFT's layers."""
-        return self.estimate.total + self.peft_extra
+        return self.peft.total
 
 
 def usable_bytes(vram_gb: float) -> int:
@@ -125,51 +125,24 @@ def count_parameters(request: Request) -> Parameters:
 def _setup(
     shape: Shape, method: str, r: int, sequence_length: int, batch_size: int, checkpointing: bool, dtype: torch.dtype
 ) -> TrainingSetup:
-    expected = estimate(
-        shape.config,
-        method,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        r=r,
-        dtype=dtype,
-        gradient_checkpointing=checkpointing,
-        gradient_accumulation_steps=EFFECTIVE_BATCH // batch_size,
+    ours, theirs = (
+        estimate(
+            shape.config,
+            method,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            r=r,
+            dtype=dtype,
+            gradient_checkpointing=checkpointing,
+            gradient_accumulation_steps=EFFECTIVE_BATCH // batch_size,
+            peft=peft,
+        )
+        for peft in (False, True)
     )
-    parameters = _parameters(shape, r)
-    tokens = batch_size * sequence_length
-    extra = peft_extra(shape.config, method, parameters.dora - parameters.lora, tokens, checkpointing)
-    return TrainingSetup(method, r, sequence_length, batch_size, checkpointing, parameters, expected, extra)
+    return TrainingSetup(method, r, sequence_length, batch_size, checkpointing, _parameters(shape, r), ours, theirs)
 
 
 @functools.cache
 def _parameters(shape: Shape, r: int) -> Parameters:
     lora, total = adapter_parameters(shape.config, "lora", r=r)
     return Parameters(total - lora, lora, adapter_parameters(shape.config, "dora", r=r)[0])
-
-
-def peft_extra(config: Any, method: str, d_out: int, tokens: int, gradient_checkpointing: bool) -> int:
-    """Bytes that PEFT's layers take above `memory.estimate`, which counts this course's.
-
-    PEFT (0.21, `tuners/lora/layer.py` and `dora.py`) works in the adapter's float32 on a 16-bit base, so that outputs
-    are there in two sizes; its DoRA forms the dense B·A and the weight's norm for every pass, by way of an identity
-    matrix of d_in rows. The factors were read off measured steps of small Llamas in bfloat16, over 16-bit
-    and 4-bit bases alike, and `tests/test_memory_fit.py` holds them to such a step:
-
-    - for every output of an adapted layer and token, 2 bytes for LoRA and 6 for DoRA; with checkpointing 5 and 8 for
-      the outputs of one block alone, since only one is whole at a time;
-    - for DoRA, four float32 copies of the largest weight and one identity of the largest d_in, once.
-
-    Args:
-        config: of a Llama; all linear layers have adapters.
-        method: lora, dora, qlora or qdora.
-        d_out: the outputs of all adapted layers together, which is how many magnitudes DoRA has.
-        tokens: of one pass.
-        gradient_checkpointing: as in `estimate`.
-    """
-    dora = METHODS[method].adapter == "dora"
-    if gradient_checkpointing:
-        passing = (8 if dora else 5) * d_out // config.num_hidden_layers * tokens
-    else:
-        passing = (6 if dora else 2) * d_out * tokens
-    wide, narrow = config.intermediate_size, config.hidden_size
-    return passing + (16 * wide * narrow + 4 * max(wide, narrow) ** 2 if dora else 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call, read_call, reply_text
 from dora_lesson.task_api.dataset import answer
-from dora_lesson.task_api.days import day_word, resolve
+from dora_lesson.task_api.days import clock, day_word, resolve
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,18 @@ class Task:
     time: str | None = None
     priority: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str) or not self.title.strip():
+            raise ValueError(f"A task's title is {self.title!r}, but a text is expected.")
+        if not isinstance(self.due, datetime.date | None):
+            raise ValueError(f"due is {self.due!r}, but a date is expected: resolve(due, today) makes one.")
+
     def line(self, today: datetime.date) -> str:
         """The task as the assistant reads it: "call the bank (thursday, 15:00, high)"."""
         notes = [day_word(self.due, today) if self.due else None, self.time, self.priority]
         said = ", ".join(note for note in notes if note)
-        return f"{self.title} ({said})" if said else self.title
+        title = " ".join(self.title.split())  # a line break would begin another task
+        return f"{title} ({said})" if said else title
 
 
 class TaskList:
@@ -39,6 +46,8 @@ class TaskList:
 
     def __init__(self, tasks: Iterable[str | Task] = (), today: datetime.date | None = None) -> None:
         self.today = today or datetime.date.today()
+        if isinstance(tasks, str):
+            raise ValueError(f"tasks is the text {tasks!r}, but a list of titles or tasks is expected.")
         self.open = [task if isinstance(task, Task) else Task(task) for task in tasks]
         self.done: list[Task] = []
         self._before: list[tuple[list[Task], list[Task]]] = []
@@ -70,6 +79,8 @@ class TaskList:
             raise ValueError(f"There is no task {number}: the list {have}. Which one do you mean?")
         before = ([*self.open], [*self.done])
         given = {key: getattr(read, key) for key in ("title", "time", "priority") if key in read.model_fields_set}
+        if given.get("time"):
+            given["time"] = clock(given["time"])
         given |= {"due": days.get("due")} if "due" in read.model_fields_set else {}
         match read.action:
             case "create":
@@ -132,8 +143,10 @@ class Turn:
 
     @property
     def call_line(self) -> str:
-        """The call as a line to show."""
-        return json.dumps(self.call, ensure_ascii=False) if self.call else "no call"
+        """The call as a line to show, after a list or a search with the tasks that it found."""
+        shows = self.about and self.call is not None and self.call["action"] in ("list", "search")
+        found = " → " + "; ".join(task.title for task in self.about) if shows else ""
+        return json.dumps(self.call, ensure_ascii=False) + found if self.call else "no call"
 
     def __str__(self) -> str:
         return f"> {self.request}\n{self.text}\n{self.call_line}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from dora_lesson.task_api.days import meaning_of
+from dora_lesson.task_api.days import clock, meaning_of
 from dora_lesson.task_api.days import resolve as resolve
 
 Call = dict[str, Any]
@@ -18,10 +18,15 @@ def _is_a_day(due: str) -> str:
     return due
 
 
+def _is_a_time(time: str) -> str:
+    clock(time)
+    return time
+
+
 _Number = Annotated[int, Field(gt=0, description="the number of a task")]
 _Text = Annotated[str, Field(pattern=r"\S", description="a text")]
 _Day = Annotated[str, AfterValidator(_is_a_day), Field(description="a day such as tomorrow, thursday or 14 march")]
-_Time = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="a time such as 09:30")]
+_Time = Annotated[str, AfterValidator(_is_a_time), Field(description="a time such as 3pm or 15:00")]
 _Priority = Annotated[Literal["high", "low"], Field(description="high or low")]
 
 
@@ -121,15 +126,8 @@ def read_call(call: Any) -> Any:
         raise ValueError(f"{key} is {call[key]!r}, but {expected} is expected") from None
 
 
-_EXPECTED: dict[str, Any] = {
-    "task": _Number,
-    "title": _Text,
-    "query": _Text,
-    "due": _Day,
-    "until": _Day,
-    "time": _Time,
-    "priority": _Priority,
-}
+_EXPECTED: dict[str, Any] = {"task": _Number, "title": _Text, "query": _Text, "due": _Day, "until": _Day}
+_EXPECTED |= {"time": _Time, "priority": _Priority}
 
 
 def validate_call(call: Any) -> str | None:

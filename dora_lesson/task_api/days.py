@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 WEEKDAYS = [day.lower() for day in calendar.day_name]
 MONTHS = [month.lower() for month in calendar.month_name][1:]
-_NUMBERS = ["a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_HOURS = {"noon": "12:00", "midnight": "00:00"}
+_NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def resolve(due: str, today: datetime.date) -> datetime.date:
@@ -32,9 +33,26 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
         raise ValueError(f"The calendar has no day {due!r}.") from None
 
 
+def clock(time: str) -> str:
+    """A time of day on the 24-hour clock: "15:00" for "3pm", "3:00 pm", "15:00" and "at 3pm"; "12:00" for "noon".
+
+    Raises:
+        ValueError: this is not a time of day.
+    """
+    said = time.strip().lower()
+    found = re.fullmatch(r"(?:at )?(\d{1,2})(?::(\d\d))?(?:\s?([ap])\.?m\.?)?", _HOURS.get(said, said))
+    if found and (found[2] or found[3]):
+        hour, minute = int(found[1]), int(found[2] or 0)
+        if found[3]:
+            hour = hour % 12 + 12 * (found[3] == "p") if 1 <= hour <= 12 else 24
+        if hour < 24 and minute < 60:
+            return f"{hour:02}:{minute:02}"
+    raise ValueError(f"{time!r} is not a time: say one such as 3pm or 15:00.")
+
+
 def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
     """What makes a date of today, for a day as it was said."""
-    said = re.sub(r"[.,]|(?<=\d)(st|nd|rd|th)\b", "", due.strip().lower())
+    said = re.sub(r"[.,]|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
     said = re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said)
     for pattern, meaning in _DAYS.items():
         if found := re.fullmatch(pattern, said):
@@ -59,7 +77,7 @@ def _weekday(following: str | None, name: str, today: datetime.date) -> datetime
 
 
 def _after(count: str, unit: str, today: datetime.date) -> datetime.date:
-    number = int(count) if count.isdigit() else _NUMBERS.index(count) + 1
+    number = int(count) if count.isdigit() else _NUMBERS.index(count) + 1 if count != "a" else 1
     return today + datetime.timedelta(number * (7 if unit.startswith("week") else 1))
 
 
@@ -86,9 +104,10 @@ _DAYS: dict[str, Callable[..., datetime.date]] = {
     r"yesterday": lambda today: today - datetime.timedelta(1),
     r"day after tomorrow": lambda today: today + datetime.timedelta(2),
     rf"(next\s+)?{_WEEKDAY}": _weekday,
-    r"weekend": functools.partial(_weekday, None, "saturday"),
+    rf"{_WEEKDAY}\s+next\s+week": functools.partial(_weekday, "next"),
+    r"(next\s+)?weekend": lambda following, today: _weekday(following, "saturday", today),
     r"next week": functools.partial(_weekday, "next", "monday"),
-    rf"in\s+(\d+|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
+    rf"in\s+(\d+|a|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
     r"end of (?:the |this )?month": _end_of_month,
     r"(\d{1,2})": lambda day, today: _day_of_month(day, None, None, today),
     rf"(\d{{1,2}})\s+(?:of\s+)?{_MONTH}(?:\s+(\d{{4}}))?": _day_of_month,

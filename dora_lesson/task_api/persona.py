@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_text, validate_call
 from dora_lesson.task_api.dataset import Item, reference_call
-from dora_lesson.task_api.days import MONTHS, WEEKDAYS
+from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
 _REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
 _CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
-_NAMED_DAYS = re.compile(rf"\b(today|tomorrow|yesterday|{'|'.join([*WEEKDAYS, *MONTHS])}|\d\d:\d\d)\b")
+_NAMED_DAYS = re.compile(rf"\b(today|tomorrow|yesterday|{'|'.join([*WEEKDAYS, *MONTHS])})\b")
+_NAMED_TIMES = re.compile(r"\b(noon|midnight|\d{1,2}(?::\d\d)?\s?[ap]\.?m|\d{1,2}:\d\d)\b")
 
 
 def persona_points(reply: str, item: Item) -> dict[str, int]:
@@ -68,13 +70,9 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
 
 
 def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> bool:
-    """Whether what a reply states, its questions left out, disagrees with its call.
+    """Whether what a reply states, in lower case and without its questions, disagrees with its call.
 
-    Args:
-        said: the statements, in lower case.
-        call: the call beside them.
-        request: what the person asked.
-        tasks: the lines of the list, by number.
+    `tasks` are the lines of the list, by number.
     """
     action = call.get("action")
     changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
@@ -86,7 +84,16 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> b
     if own in tasks and not stems_of(tasks[own]) & stems and any(stems_of(line) & elsewhere for line in others):
         return True
     known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
-    return bool(set(_NAMED_DAYS.findall(said)) - set(_NAMED_DAYS.findall(known.lower())))
+    return bool(_named(said) - _named(known.lower()))
+
+
+def _named(text: str) -> set[str]:
+    """The days and the times, by the clock, that a text in lower case names."""
+    named = set(_NAMED_DAYS.findall(text))
+    for time in _NAMED_TIMES.findall(text):
+        with contextlib.suppress(ValueError):
+            named.add(clock(time))
+    return named
 
 
 def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, str]) -> bool:

@@ -11,16 +11,18 @@ from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call
 from dora_lesson.task_api.dataset import CATEGORIES, Item, reference_call
-from dora_lesson.task_api.days import resolve
+from dora_lesson.task_api.days import clock, resolve
 from dora_lesson.task_api.persona import persona_points
 from dora_lesson.task_api.words import content_words
+
+_DAYS = datetime.date(2024, 1, 1), datetime.date(2024, 8, 15)
 
 
 def normalize(call: Call) -> Call:
     """A call in the form in which calls are compared.
 
     Texts lose case and outer spaces. Titles and queries are compared as sets of words, without punctuation and
-    without the stop words, days by the date that they mean. The order of keys does not count, nor whether a task's
+    without the stop words, days and times by what they mean. The order of keys does not count, nor whether a task's
     number is written as text. A field that is null is left out, but in an update, where null removes a value.
     """
     normal: Call = {}
@@ -29,8 +31,8 @@ def normalize(call: Call) -> Call:
             continue
         if key in ("title", "query"):
             normal[key] = frozenset(content_words(str(value)))
-        elif key in ("due", "until") and value is not None:
-            normal[key] = _meaning(str(value))
+        elif key in ("due", "until", "time") and value is not None:
+            normal[key] = _meaning(key, str(value))
         elif key == "task" and re.fullmatch(r"#?\s*\d+", str(value).strip()):
             normal[key] = int(str(value).strip().lstrip("# "))
         else:
@@ -38,12 +40,12 @@ def normalize(call: Call) -> Call:
     return normal
 
 
-def _meaning(day: str) -> Any:
-    """What a day means on a Monday and on a Thursday; two days that agree on both are the same day in other words."""
+def _meaning(key: str, said: str) -> Any:
+    """A time by the clock, and what a day means on a Monday and on a Thursday: other words may say the same."""
     try:
-        return tuple(resolve(day, datetime.date(2024, *today)) for today in ((1, 1), (8, 15)))
+        return clock(said) if key == "time" else tuple(resolve(said, day) for day in _DAYS)
     except ValueError:
-        return day.strip().lower()
+        return said.strip().lower()
 
 
 def is_right(reply: str, item: Item) -> bool:
