@@ -254,7 +254,7 @@ def test_the_detectable_difference_is_found_four_times_in_five(pairs: int) -> No
 
 
 def test_runs_of_a_folder_that_is_not_there_say_so() -> None:
-    with pytest.raises(ValueError, match="no runs in data/records/nothing"):
+    with pytest.raises(ValueError, match="no runs 'nothing'; the recorded experiments are"):
         load_runs("nothing")
 
 

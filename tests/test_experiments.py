@@ -1,4 +1,4 @@
-"""Runs of a design: rates are tuned, finished runs are kept, and a record says all that made it."""
+"""Runs of a design: all are made, finished ones are kept, and a record says all that made it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,125 +16,109 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dora_lesson import load_base, load_runs, load_task_api
+from dora_lesson import load_base, load_task_api
+from dora_lesson.adapters.inject import matching_linears
 from dora_lesson.core import DATA, SetupError
 from dora_lesson.evidence import paired_run
 from dora_lesson.evidence.design import DESIGNS, Design, read_design
-from dora_lesson.evidence.paired_run import PairedRunConfig, make_run, reply_losses
-from dora_lesson.evidence.records import PROVENANCE, provenance
+from dora_lesson.evidence.paired_run import PairedRunConfig, make_run, matched_ranks, reply_losses
+from dora_lesson.evidence.records import PROVENANCE, provenance, read_runs
 from dora_lesson.experiments import run as experiments
 from dora_lesson.experiments.__main__ import main
 from dora_lesson.task_api.dataset import encode_chat
 from tests.test_design import ARM, SMALL, design
 
-TUNED = [ARM | {"rates": [1e-3, 2e-3, 4e-3]}]
 FIXED = [ARM | {"methods": ["dora"], "rates": [1e-3]}]
 Runs = Iterator[tuple[PairedRunConfig, dict[str, Any]]]
 
 
-def tuned(folder: Path, **changed: Any) -> Design:
-    return design(folder, **{"arms": TUNED} | changed)
-
-
-def fake_runs(monkeypatch: pytest.MonkeyPatch, best: dict[str, float], made: list[str]) -> None:
-    """Runs that take no time: the loss is the distance, in doublings, from the method's best rate."""
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that were made, in runs that take no time."""
+    names: list[str] = []
 
     def run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Runs:
         for run in reversed(runs):  # whatever the order in which they are done
-            made.append(run.name)
-            loss = abs(math.log2(run.learning_rate / best[run.method]))
-            loss = math.nan if run.learning_rate > best.get("diverges above", 0.05) else loss
+            names.append(run.name)
             made_by = {**provenance(command, [run.seed]), "config": run.model_dump(mode="json")}
-            yield run, {**made_by, "scores": {"loss": loss}, "seconds": 1.0}
+            yield run, {**made_by, "scores": {"loss": 1.0}, "seconds": 1.0}
 
     monkeypatch.setattr(experiments, "_run_all", run_all)
+    return names
 
 
-def test_each_arm_is_compared_at_its_best_rate_which_lies_inside_those_tried(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_every_rate_of_an_arm_is_run_with_every_seed_and_the_base_once(made: list[str], tmp_path: Path) -> None:
+    arms = [ARM, {"methods": ["base"], "rates": [0]}]
+    records = experiments.experiment(design(tmp_path, arms=arms), tmp_path / "runs.jsonl")
+    names = [PairedRunConfig.model_validate(record["config"]).name for record in records]
+    expected = [f"{m}-r2-alpha4-rate{q}-seed{s}" for s in (0, 1) for m in ("lora", "dora") for q in (0.001, 0.002)]
+    assert sorted(names) == sorted([*expected, "base-rate0-seed0"]) and len(made) == 9
+    assert names[:4] == expected[:4]  # a pair is complete early
+
+
+def test_arms_that_share_runs_make_them_once(made: list[str], tmp_path: Path) -> None:
+    arms = [ARM, ARM | {"methods": ["lora"], "rates": [2e-3, 4e-3]}]
+    assert len(experiments.experiment(design(tmp_path, arms=arms), tmp_path / "runs.jsonl")) == len({*made}) == 10
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_second_call_makes_nothing_and_a_cut_off_one_goes_on(
+    made: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 16e-3}, made := [])
-    records = experiments.experiment(tuned(tmp_path), tmp_path / "runs")
-    rates = {(r["config"]["method"], r["config"]["learning_rate"]) for r in records}
-    assert rates == {("lora", 2e-3), ("dora", 16e-3)}
-    assert [r["config"]["seed"] for r in records] == [0, 0, 1, 1]
-    assert {r["config"]["split"] for r in records} == {"test"}
-    tuning = [name for name in made if "validation" in name]
-    assert len(tuning) == 6 + 3  # dora's 8e-3, 16e-3, and 32e-3, which shows that 16e-3 is the best
-    assert all(name.endswith("seed100") for name in tuning)
-
-
-def test_an_arm_at_a_given_rate_shares_the_runs_of_the_tuned_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
-    fixed = [ARM | {"methods": ["lora"], "rates": [rate]} for rate in (2e-3, 4e-3)]
-    records = experiments.experiment(tuned(tmp_path, arms=TUNED + fixed), tmp_path / "runs")
-    assert len(made) == len(set(made)) == 6 + 3 * 2
-    assert len(records) == 3 * 2
-
-
-def test_a_rate_at_which_a_run_diverged_is_never_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 0.04, "dora": 2e-3}, made := [])
-    records = experiments.experiment(tuned(tmp_path), tmp_path / "runs")
-    assert records[0]["config"]["learning_rate"] == pytest.approx(0.032)
-    assert any("rate0.064" in name for name in made)  # was tried, and gave NaN
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3, "diverges above": 0.0}, made := [])
-    with pytest.raises(ValueError, match="All rates tried for lora at r = 2 diverged"):
-        experiments.experiment(tuned(tmp_path), tmp_path / "other")
-    assert not any("test" in name for name in made)
-
-
-def test_a_second_call_makes_nothing_and_a_cut_off_one_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
-    first = experiments.experiment(tuned(tmp_path), tmp_path / "runs")
+    path = tmp_path / "folder" / "runs.jsonl"
+    first = experiments.experiment(design(tmp_path), path)
     count = len(made)
-    assert experiments.experiment(tuned(tmp_path), tmp_path / "runs") == first
-    assert len(made) == count
-    lost = tmp_path / "runs" / f"{made[-1]}.json"
-    lost.unlink()
+    assert experiments.experiment(design(tmp_path), path) == first
+    assert len(made) == count == len(lines(path))
+    path.write_text("".join(f"{line}\n" for line in lines(path)[:-1]))
     bars: list[Any] = []
     monkeypatch.setattr(experiments, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
-    experiments.experiment(tuned(tmp_path), tmp_path / "runs")
-    assert made[count:] == [lost.stem]
+    experiments.experiment(design(tmp_path), path)
+    assert made[count:] == made[count - 1 : count]
     assert bars[0].n == count and bars[0].initial == count - 1  # the time left follows from what is made, not read
 
 
-def test_a_folder_of_other_runs_is_refused_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
-    experiments.experiment(tuned(tmp_path), tmp_path / "runs")
+def test_a_line_that_was_cut_off_is_named(made: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    experiments.experiment(design(tmp_path), path)
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(ValueError, match=r"line 8 of runs\.jsonl is not valid JSON .* delete it, and make it again"):
+        experiments.experiment(design(tmp_path), path)
+
+
+def test_a_file_of_other_runs_is_refused_and_kept(made: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    experiments.experiment(design(tmp_path), path)
     count = len(made)
-    experiments.experiment(tuned(tmp_path, seeds=[0, 1, 5]), tmp_path / "runs")  # more seeds of the same design
-    assert len(made) == count + 2
-    before = {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()}
+    experiments.experiment(design(tmp_path, seeds=[0, 1, 5]), path)  # more seeds of the same design
+    assert len(made) == count + 4
+    before = path.read_bytes()
     with pytest.raises(ValueError, match=r"its steps is 1, and the design has 9.*Nothing is written over"):
-        experiments.experiment(tuned(tmp_path, seeds=[7, 8], steps=9), tmp_path / "runs")
-    arms = [ARM | {"ranks": [64]}]
+        experiments.experiment(design(tmp_path, seeds=[7, 8], steps=9), path)
     with pytest.raises(ValueError, match="no arm has its method, r and lora_alpha"):
-        experiments.experiment(design(tmp_path, arms=arms), tmp_path / "runs")
-    with pytest.raises(ValueError, match="is not a run of this design"):
-        experiments.experiment(design(tmp_path, arms=arms), DATA / "records" / "sweep")
-    assert len(made) == count + 2
-    assert {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()} == before
+        experiments.experiment(design(tmp_path, arms=[ARM | {"ranks": [64]}]), path)
+    assert len(made) == count + 4 and path.read_bytes() == before
 
 
-def test_runs_of_two_versions_are_not_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, made := [])
-    first = experiments.experiment(tuned(tmp_path), tmp_path / "runs")
+def test_runs_of_two_versions_are_not_mixed(made: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    first = experiments.experiment(design(tmp_path), path)
     monkeypatch.setattr(experiments, "versions", lambda: {"torch": "9"})
-    assert experiments.experiment(tuned(tmp_path), tmp_path / "runs") == first  # a complete folder may be read
-    (tmp_path / "runs" / f"{made[-1]}.json").unlink()
+    assert experiments.experiment(design(tmp_path), path) == first  # a complete file may be read
+    path.write_text("".join(f"{line}\n" for line in lines(path)[:-1]))
     with pytest.raises(ValueError, match="was made with other versions"):
-        experiments.experiment(tuned(tmp_path), tmp_path / "runs")
+        experiments.experiment(design(tmp_path), path)
 
 
-def test_no_more_chats_are_held_out_than_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, [])
-    with pytest.raises(ValueError, match="held_out is 201, but the validation split has 200 chats"):
-        experiments.experiment(tuned(tmp_path, held_out=201), tmp_path / "runs")
-    experiments.experiment(design(tmp_path, held_out=201, arms=FIXED), tmp_path / "runs")  # tunes nothing
-    with pytest.raises(ValueError, match="the test split has 400 chats"):
-        experiments.experiment(design(tmp_path, held_out=401, arms=FIXED), tmp_path / "other")
+@pytest.mark.parametrize("key", ["held_out", "scored"])
+@pytest.mark.usefixtures("made")
+def test_no_more_chats_are_judged_than_there_are(tmp_path: Path, key: str) -> None:
+    experiments.experiment(design(tmp_path, **{key: 200}), tmp_path / "runs.jsonl")
+    with pytest.raises(ValueError, match="asks for more than the 200 chats of the validation split"):
+        experiments.experiment(design(tmp_path, **{key: 201}), tmp_path / "other.jsonl")
 
 
 def killed(run: PairedRunConfig, command: str) -> dict[str, Any]:
@@ -145,43 +130,43 @@ def killed(run: PairedRunConfig, command: str) -> dict[str, Any]:
 def test_a_killed_run_is_named_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(experiments, "_quiet_run", killed)
     with pytest.raises(SetupError, match=r"The run dora-r2-.*-seed1 was killed, most likely for want of memory"):
-        experiments.experiment(design(tmp_path, arms=FIXED), tmp_path / "runs")
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dora-r2-alpha4-rate0.001-test-seed0.json"]
+        experiments.experiment(design(tmp_path, arms=FIXED), tmp_path / "runs.jsonl")
+    assert [*read_runs(tmp_path / "runs.jsonl")] == ["dora-r2-alpha4-rate0.001-seed0"]
 
 
-def test_a_record_that_was_written_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_runs(monkeypatch, {"lora": 2e-3, "dora": 2e-3}, [])
-    inner = experiments._run_all
+def test_a_record_that_was_written_meanwhile_is_kept(
+    made: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inner, path = experiments._run_all, tmp_path / "runs.jsonl"
 
     def with_another(runs: list[PairedRunConfig], command: str, jobs: int) -> Runs:
         for run, record in inner(runs, command, jobs):
-            (tmp_path / "runs" / f"{run.name}.json").write_text("theirs")
+            path.write_text(json.dumps(record | {"date": "theirs"}) + "\n")
             yield run, record
 
     monkeypatch.setattr(experiments, "_run_all", with_another)
-    with pytest.raises(ValueError, match="another experiment runs"):
-        experiments.experiment(tuned(tmp_path), tmp_path / "runs")
-    assert {path.read_text() for path in (tmp_path / "runs").glob("*.json")} == {"theirs"}
+    with pytest.raises(ValueError, match="another experiment writes"):
+        experiments.experiment(design(tmp_path), path)
+    assert [json.loads(line)["date"] for line in lines(path)] == ["theirs"]
 
 
 def test_the_command_plans_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plan", "--folder", str(tmp_path / "none")]) == 0
+    assert main(["--plan", "--file", str(tmp_path / "none.jsonl")]) == 0
     assert "smallest that this design detects" in capsys.readouterr().out
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none.jsonl").exists()
     (tmp_path / "file").touch()
-    (tmp_path / "design.yaml").write_text((DESIGNS / "sweep.yaml").read_text())
+    (tmp_path / "design.yaml").write_text((DESIGNS / "control.yaml").read_text())
+    (tmp_path / "set.jsonl").write_text('{"messages": []}\n')
     for arguments, message in [
-        (["--design", str(tmp_path / "none.yaml"), "--folder", str(tmp_path / "none")], "There is no design"),
-        (["--jobs", "0", "--folder", str(tmp_path / "none")], "jobs is 0"),
-        (["--folder", str(tmp_path / "file" / "inside")], "file/inside: Not a directory"),
-        (["--plan", "--design", str(tmp_path / "design.yaml")], "Pass --folder, a place for these runs"),
-        (["--plan", "--base", "some/llama"], "Pass --folder, a place for these runs"),
-        (["--plan", "--folder", str(DATA / "records")], "so it is not a run: pass a folder of runs"),
+        (["--design", str(tmp_path / "none.yaml"), "--file", str(tmp_path / "none.jsonl")], "There is no design"),
+        (["--jobs", "0", "--file", str(tmp_path / "none.jsonl")], "jobs is 0"),
+        (["--file", str(tmp_path / "file" / "inside")], "file: File exists"),
+        (["--plan", "--design", str(tmp_path / "design.yaml")], "Pass --file, a place for these runs"),
+        (["--plan", "--base", "some/llama"], "Pass --file, a place for these runs"),
+        (["--plan", "--file", str(tmp_path / "set.jsonl")], "line 1 of set.jsonl does not say its command"),
     ]:
         assert main(arguments) == 1
         assert message in capsys.readouterr().err
-    assert main(["--plan"]) == 0
-    assert "holds 148 runs; the median one trained for" in capsys.readouterr().out
 
 
 # Real runs, of a Llama of random weights.
@@ -198,21 +183,40 @@ def test_the_command_makes_records_that_say_all(
 ) -> None:
     path = tmp_path / "design.yaml"
     path.write_text(yaml.safe_dump(SMALL | {"arms": FIXED, "base": str(tiny_base)}))
-    assert main(["--design", str(path), "--folder", str(tmp_path / "runs"), "--jobs", "2"]) == 0
+    assert main(["--design", str(path), "--file", str(tmp_path / "runs.jsonl"), "--jobs", "2"]) == 0
     assert "2 runs to compare" in capsys.readouterr().out
-    files = sorted((tmp_path / "runs").iterdir())
-    assert [file.name for file in files] == [f"dora-r2-alpha4-rate0.001-test-seed{s}.json" for s in (0, 1)]
-    record = json.loads(files[1].read_text())
+    runs = read_runs(tmp_path / "runs.jsonl")
+    assert sorted(runs) == [f"dora-r2-alpha4-rate0.001-seed{s}" for s in (0, 1)]
+    record = runs["dora-r2-alpha4-rate0.001-seed1"]
     assert all(record[key] for key in PROVENANCE)
     assert str(path) in record["command"]
     assert record["config"]["target_modules"] == ["q_proj"]
     assert len(record["losses"]) == 1
-    assert len(record["item_losses"]) == 2
-    assert record["scores"]["loss"] == pytest.approx(sum(record["item_losses"]) / 2, abs=1e-3)
+    for split, entry in [("validation", "validation"), ("test", "scores")]:
+        assert record[entry]["loss"] == pytest.approx(sum(record["item_losses"][split]) / 2, abs=1e-3)
+    assert record["item_losses"]["validation"] != record["item_losses"]["test"]
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 100e6
 
 
-@pytest.mark.parametrize(("method", "trained"), [("lora", 768), ("qdora", 960), ("full", None), ("qbase", 0)])
+def test_matched_lora_trains_as_many_numbers_as_dora_and_its_ranks_are_spread(bundled: tuple[Any, Any]) -> None:
+    model = bundled[0]
+    names = matching_linears(model, ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"])
+    layers = {name: model.get_submodule(name) for name in names}
+    ranks = matched_ranks(model, names, 4)
+    prices = {name: layer.in_features + layer.out_features for name, layer in layers.items()}
+    trained = sum(ranks[name] * price for name, price in prices.items())
+    dora = sum(4 * prices[name] + layer.out_features for name, layer in layers.items())
+    assert 0 <= dora - trained < 0.003 * dora
+    assert {*ranks.values()} == {4, 5}
+    raised = Counter(name.split(".")[-1] for name in names if ranks[name] == 5)
+    assert raised == dict.fromkeys(["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], 13)
+    halves = [sum(ranks[name] - 4 for name in part) for part in (names[:75], names[75:])]
+    assert abs(halves[0] - halves[1]) <= 5
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"), [("lora", 768), ("lora_matched", 896), ("qdora", 960), ("full", None), ("qbase", 0)]
+)
 def test_each_method_trains_what_it_should(tiny_base: Path, method: str, trained: int | None) -> None:
     record = make_run(config(tiny_base, method))
     expected = load_base(str(tiny_base))[0].num_parameters() if trained is None else trained
@@ -231,7 +235,7 @@ def test_a_run_over_4_bits_is_scored_merged_and_packed_again_and_its_movement_is
     record = experiments._quiet_run(config(tiny_base, "qdora", scored=2, checkpoints=2, steps=2), "a command")
     scores = {"task_accuracy", "action_accuracy", "persona_consistency"}
     assert set(record["requantized"]) == scores < set(record["scores"])
-    assert len(record["right"]) == len(record["replies"]) == len(record["persona"]) == 2
+    assert len(record["right"]) == len(record["persona"]) == 2
     assert [row[0] for row in record["movement"]] == [1, 1, 1, 2, 2, 2]  # three blocks, q_proj
     assert all(moved > 0 for row in record["movement"] for moved in row[3:])
 
@@ -265,15 +269,9 @@ def test_losses_of_replies_are_the_models_own_one_by_one(bundled: tuple[Any, Any
         assert share == pytest.approx(hits, abs=0.05)
 
 
-def test_the_recorded_sweep_is_that_of_the_design(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_missing(runs: list[PairedRunConfig], command: str, jobs: int) -> Runs:
-        assert not runs
-        return iter(())
-
-    monkeypatch.setattr(experiments, "_run_all", none_missing)
-    records = experiments.experiment(read_design(), DATA / "records" / "sweep")
-    for record in load_runs("sweep"):
-        assert record["config"]["base"] is None and math.isfinite(record["scores"]["loss"])
-    stems = {path.stem for path in (DATA / "records" / "sweep").iterdir()}
-    assert {PairedRunConfig.model_validate(record["config"]).name for record in load_runs("sweep")} == stems
-    assert len(records) <= len(stems)
+@pytest.mark.parametrize("path", sorted((DATA / "records").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_recorded_runs_are_those_of_their_design(path: Path) -> None:
+    """Some may be missing yet; none is another's, and none diverged."""
+    runs = read_runs(path)
+    assert {*runs} <= {run.name for run in read_design(DESIGNS / f"{path.stem}.yaml").runs}
+    assert all(math.isfinite(run["scores"]["loss"]) for run in runs.values())

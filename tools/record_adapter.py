@@ -1,7 +1,8 @@
 """Train an adapter of the course on the whole Task API set and keep it: `python -m tools.record_adapter dora`.
 
 The adapter goes to `data/adapters/{method}` in PEFT's format, with a model card that says what made it and how well it
-does. Up to three quarters of an hour on two CPU cores. Checkpoints lie in `build/`, so that the same command goes on after a stop.
+does. Up to three quarters of an hour on two CPU cores. Checkpoints lie in `build/`, so that the same command goes on
+after a stop.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ keeps a task list with it.
 
 - **Data:** the training split of the Task API set, plain and spoken, in one shuffled row; see `data/README.md`.
 - **Adapter:** r = {r}, lora_alpha = {lora_alpha}, on {targets}; float32.
-- **Training:** {steps} steps of {batch_size} chats, learning rate {learning_rate}, seed {seed}; {timed} of the steps took
+- **Training:** {steps} steps of {batch_size} chats, learning rate {learning_rate}, seed {seed}; {timed} steps took
   {minutes:.0f} minutes.
 - **Scores**, merged{merged}, greedy, on the first items of the test split:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ SAID = ("higher", "lower", "cannot tell")
 # Claims of which more than one verdict can be defended, with those beside our own.
 ALSO = {
     "extra for 7B": {"wrong"},
+    "absolute scores": {"no source"},
+    "rank table": {"no source"},
     "rank 8 beats 32": {"depends", "overstated"},
     "coupling": {"depends", "holds once", "wrong"},
     "training speed": {"depends"},
@@ -49,8 +52,8 @@ def _confounds(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
     return {key for key in a | b if a.get(key) != b.get(key)} - {"method", "seed"}
 
 
-def _audit() -> dict[str, str]:
-    return {name: claim["verdict"] for name, claim in claims().items()}
+def _audit() -> dict[str, tuple[str, str]]:
+    return {name: (claim["verdict"], claim["evidence"][0]) for name, claim in claims().items()}
 
 
 def claims() -> dict[str, Any]:
@@ -73,6 +76,8 @@ def noise(attempt: Attempt) -> None:
     wild = "the mean difference is 1.6, but the five are +9, −4, +7, −6 and +2; how sure is that mean?"
     two = "the two pairs differ by {}; a coin falls one way twice as well, and an interval from two pairs is wide."
     near = "the five differ by +3, −1, +2, +2 and −0.5; their mean is 1.4 standard errors from 0, and five ask for 2.8."
+    one_way = "all five gain, by 3.2, 0.2, 2.2, 2 and 0.1; their mean is 2.6 standard errors from 0; five ask for 2.8."
+    one_against = "four gain about 1 and one loses 0.05; the mean is 3.7 standard errors from 0, and 2.8 are enough."
     sorts = (
         "the five differ by +5.8, −14.6, +15.6, −7 and +2.7; keep the order, the first of b belongs to the first of a."
     )
@@ -84,7 +89,9 @@ def noise(attempt: Attempt) -> None:
         ([61.0, 70.2], [62.0, 73.2], "cannot tell", two.format("+1 and +3")),
         (_STEADY, [64.0, 69.2, 57.1, 68.3, 58.3], "cannot tell", near),
         (_STEADY, [66.8, 55.6, 70.7, 59.3, 61.5], "cannot tell", sorts),
+        (_STEADY, [64.2, 70.4, 57.3, 68.3, 58.9], "cannot tell", one_way),
         (_STEADY, higher, "higher", steady),
+        (_STEADY, [62.0, 71.3, 56.0, 67.3, 58.75], "higher", one_against),
         (higher, _STEADY, "lower", "b is below a in all five pairs; look at the sign of b − a."),
         (_STEADY, _STEADY, "cannot tell", "these are the same scores twice; zero lies in the interval."),
     ]
@@ -121,11 +128,18 @@ def enough(attempt: Attempt) -> None:
         expect(is_whole(short) and short == 0, f"{message}return 0.")
 
 
-_FULL = {"method": "lora", "r": 32, "lora_alpha": 64, "learning_rate": 3e-4, "lora_dropout": 0.05, "seed": 0}
+_FULL: dict[str, Any] = {"method": "lora", "r": 32, "lora_alpha": 64, "learning_rate": 3e-4, "lora_dropout": 0.05}
+_FULL |= {"target_modules": ["q_proj", "v_proj"], "seed": 0}
 _ARMS: list[tuple[dict[str, Any], dict[str, Any], set[str], str]] = [
     (_FULL, _FULL | {"method": "dora"}, set(), "these arms differ in the method alone."),
     (_FULL, _FULL | {"method": "dora", "seed": 1}, set(), "seeds are what pairs are made of; leave them out."),
     (_FULL, _FULL | {"method": "dora", "learning_rate": 1e-4}, {"learning_rate"}, "the rates differ."),
+    (
+        _FULL,
+        _FULL | {"method": "dora", "target_modules": ["q_proj", "v_proj", "up_proj"]},
+        {"target_modules"},
+        "DoRA adapts one kind of layer more.",
+    ),
     (
         _FULL,
         _FULL | {"method": "dora", "r": 16, "lora_alpha": 32},
@@ -155,20 +169,39 @@ def confounds(attempt: Attempt) -> None:
         expect(names == right, f"for {a} and {b} you return {sorted(map(str, names)) or 'nothing'}: {why}")
 
 
-@check(_audit, "every claim has a verdict, and the sources bear each one out.")
+@check(_audit, "every claim has a verdict and a place that bears it out.")
 def audit(attempt: Attempt) -> None:
-    """Check `my_audit() -> {claim: verdict}`."""
+    """Check `my_audit() -> {claim: (verdict, evidence)}`, the evidence a lesson or "calculation"."""
     answer, ours = call(attempt), claims()
-    expect(
-        isinstance(answer, dict), f"your function returns a {type(answer).__name__}; return a dict of claim: verdict."
-    )
+    expect(isinstance(answer, dict), f"your function returns a {type(answer).__name__}; return a dict, by claim.")
     words = sorted({claim["verdict"] for claim in ours.values()})
-    for name, word in answer.items():
+    for name, pair in answer.items():
         expect(name in ours, f"{name!r} is not the name of a claim; the names stand in the table.")
+        two = isinstance(pair, tuple | list) and len(pair) == 2
+        expect(two, f"{name!r} has {pair!r}; give a pair of verdict and evidence, such as ('wrong', 'lesson 04').")
+        word, evidence = pair
         expect(word not in ("right", "true"), f"{name!r} is called {word}, but none of the claims holds as it stands.")
         expect(word in words, f"{name!r} is called {word!r}; the verdicts are {', '.join(words)}.")
-    missing = [name for name in ours if name not in answer]
-    apart = [name for name in answer if answer[name] not in {ours[name]["verdict"], *ALSO.get(name, ())}]
-    message = f"{len(answer) - len(apart)} of {len(ours)} verdicts are borne out; "
-    expect(not apart, f"{message}look again at {', '.join(apart)}.")
-    expect(not missing, f"{message}still without one: {', '.join(missing)}.")
+        expect(bool(_place(evidence)), f"{name!r} rests on {evidence!r}; name a lesson, 00 to 06, or 'calculation'.")
+    if missing := [name for name in ours if name not in answer]:
+        raise Wrong(f"{len(missing)} claims are still without a verdict, {missing[0]!r} the first of them.")
+    expect(len({word for word, _ in answer.values()}) > 1, "one verdict for all is no audit; they differ in kind.")
+    for name, claim in ours.items():
+        word, evidence = answer[name]
+        right = word in {claim["verdict"], *ALSO.get(name, ())}
+        expect(right, f"look again at {name!r}: {word!r} is not what the sources bear out.")
+        place = _place(evidence)
+        expect(
+            place in claim["evidence"],
+            f"{name!r} is {word}, but {place if place == 'calculation' else f'lesson {place}'} does not show it; where "
+            "is its subject measured, counted or told?",
+        )
+
+
+def _place(evidence: Any) -> str:
+    """ "04" for a lesson however it is written, "calculation", or nothing for anything else."""
+    text = str(evidence).strip().lower()
+    if re.match(r"calc|comput", text):
+        return "calculation"
+    number = re.fullmatch(r"(?:lesson|notebook)?\s*0?([0-6])", text)
+    return f"0{number[1]}" if number else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from dora_lesson.core import DATA, first_problem
-from dora_lesson.evidence.paired_run import PairedRunConfig, RunLevel, RunMethod
+from dora_lesson.evidence.paired_run import PairedRunConfig, RunMethod
 from dora_lesson.evidence.stats import detectable
 
 DESIGNS = DATA / "designs"
@@ -19,7 +19,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ArmLine(BaseModel):
-    """A line of the design: methods × ranks, each of them one arm. With several rates, the rate is tuned."""
+    """A line of the design: methods × ranks, each of them one arm. Every rate is run with every seed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -32,7 +32,7 @@ class ArmLine(BaseModel):
 
     @model_validator(mode="after")
     def _adapters_have_a_size(self) -> ArmLine:
-        adapters = [method for method in self.methods if method.endswith("ora")]
+        adapters = [method for method in self.methods if "ora" in method]
         if adapters and not (self.ranks and self.alpha_over_r):
             raise ValueError(f"{adapters[0]} needs ranks and alpha_over_r")
         if not adapters and (self.ranks or self.alpha_over_r or self.lora_dropout or self.lora_A_std):
@@ -43,14 +43,15 @@ class ArmLine(BaseModel):
 class Design(BaseModel):
     """What a design file says.
 
-    `spread` is the standard deviation of a paired difference in held-out loss that is expected, in nats a token. The
-    other keys are those of `PairedRunConfig`, the same for all runs.
+    `spread` is the standard deviation of a paired difference in held-out loss that is expected, and two arms are
+    called alike where the 90 % interval of their difference lies within ± `margin`; both in nats a token. The other
+    keys are those of `PairedRunConfig`, the same for all runs.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     base: str | None
-    level: RunLevel = "plain"
+    level: Literal["plain", "spoken"] = "plain"
     dtype: str
     steps: int
     batch_size: int
@@ -58,16 +59,16 @@ class Design(BaseModel):
     held_out: int
     scored: int = 0
     checkpoints: int = 0
-    tuning_seed: int
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     spread: float = Field(gt=0)
+    margin: float = Field(gt=0)
     lines: list[ArmLine] = Field(alias="arms", min_length=1)
     _command: str = PrivateAttr(default="python -m dora_lesson.experiments")
 
     @model_validator(mode="after")
     def _runs_can_be_told_apart(self) -> Design:
-        if len(set(self.seeds)) < len(self.seeds) or self.tuning_seed in self.seeds:
-            raise ValueError("seeds and tuning_seed must all differ")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must all differ")
         by_name: dict[str, PairedRunConfig] = {}
         for config, rates in self.arms:
             for rate in rates:
@@ -80,6 +81,17 @@ class Design(BaseModel):
     def arms(self) -> list[tuple[PairedRunConfig, list[float]]]:
         """Each arm with the rates to try; its configuration has the first of them, and the first seed."""
         return [arm for line in self.lines for arm in self._arms_of(line)]
+
+    @property
+    def runs(self) -> list[PairedRunConfig]:
+        """All runs, seed by seed, so that pairs are complete early; what is not trained has one run."""
+        runs = (
+            arm.model_copy(update={"learning_rate": rate, "seed": seed})
+            for seed, (arm, rates) in itertools.product(self.seeds, self.arms)
+            for rate in rates
+            if arm.trains or seed == self.seeds[0]
+        )
+        return list(dict.fromkeys(runs))
 
     @property
     def command(self) -> str:
@@ -95,12 +107,7 @@ class Design(BaseModel):
             yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates
 
     def __str__(self) -> str:
-        arms = self.arms
-        tuned = [rates for _, rates in arms if len(rates) > 1]
-        text = (
-            f"{len(arms)} arms: {sum(map(len, tuned))} runs to tune the rates of {len(tuned)} of them, and "
-            f"{len(arms) * len(self.seeds)} to compare, {len(self.seeds)} seeds each."
-        )
+        text = f"{len(self.arms)} arms, {len(self.runs)} runs, {len(self.seeds)} seeds each."
         if len(self.seeds) < 2:
             return text
         return (
@@ -110,15 +117,15 @@ class Design(BaseModel):
 
 
 def read_design(path: str | Path | None = None, base: str | None = None) -> Design:
-    """Read and check a design; None is the course's sweep. `base` replaces the one that the file names.
+    """Read and check a design; None is the course's first comparison. `base` replaces the one that the file names.
 
     Raises:
         ValueError: the file is not there, or does not describe runs that can be made.
     """
     options = [f" --design {path}" if path else "", f" --base {base}" if base else ""]
-    path = Path(path or DESIGNS / "sweep.yaml")
+    path = Path(path or DESIGNS / "control.yaml")
     if not path.is_file():
-        raise ValueError(f"There is no design {path}: copy data/designs/sweep.yaml and change it.")
+        raise ValueError(f"There is no design {path}: copy data/designs/control.yaml and change it.")
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
         design = Design.model_validate(keys)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,23 +12,23 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
-from dora_lesson.adapters.inject import adapted_layers, add_adapters
+from dora_lesson.adapters.inject import adapted_layers, insert_layers, matching_linears
 from dora_lesson.models.load import load_base
 from dora_lesson.task_api.dataset import Item, encode_chat, load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 
-RunMethod = Literal["base", "qbase", "full", "lora", "dora", "qlora", "qdora"]
-RunLevel = Literal["plain", "spoken", "first edition"]
+RunMethod = Literal["base", "qbase", "full", "lora", "dora", "lora_matched", "qlora", "qdora", "qlora_matched"]
 
 
 class PairedRunConfig(BaseModel):
     """All that decides a run.
 
-    `base` None is the bundled model. `lora_A_std` is the standard deviation of A at the start, if it is drawn from a
-    normal distribution; 0 is PEFT's start, Kaiming uniform. `level` is that of the Task API set, of which `held_out`
-    chats of `split` are judged by their loss; the set of the first edition can only be read of in older records.
-    "base" and "qbase" are the base as it is, in full size and in 4 bits. `experiments` also records how the weights
-    moved, at `checkpoints` steps, and scores the replies to `scored` test items.
+    `base` None is the bundled model. "base" and "qbase" are the base as it is, in full size and in 4 bits;
+    "lora_matched" is LoRA with as many trained numbers as DoRA has (`matched_ranks`). `lora_A_std` is the standard
+    deviation of A at the start, if it is drawn from a normal distribution; 0 is PEFT's start, Kaiming uniform.
+    `level` is that of the Task API set, of whose validation and test splits `held_out` chats each are judged by their
+    loss. `experiments` also records how the weights moved, at `checkpoints` steps, and scores the replies to `scored`
+    test items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,8 +44,7 @@ class PairedRunConfig(BaseModel):
     seed: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    level: RunLevel = "plain"
-    split: Literal["validation", "test"] = "test"
+    level: Literal["plain", "spoken"] = "plain"
     held_out: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     scored: int = Field(default=0, ge=0)
@@ -57,9 +57,11 @@ class PairedRunConfig(BaseModel):
 
     @property
     def name(self) -> str:
-        """File stem of the record; unique within a design."""
+        """What tells the runs of a design apart, in a word."""
         size = f"-r{self.r}-alpha{self.lora_alpha:g}" if self.r else ""
-        return f"{self.method}{size}-rate{self.learning_rate:g}-{self.split}-seed{self.seed}"
+        size += f"-dropout{self.lora_dropout:g}" if self.lora_dropout else ""
+        size += f"-A{self.lora_A_std:g}" if self.lora_A_std else ""
+        return f"{self.method}{size}-rate{self.learning_rate:g}-seed{self.seed}"
 
 
 def make_run(
@@ -78,12 +80,30 @@ def make_run(
     run: dict[str, Any] = {"config": config.model_dump(mode="json")}
     if config.trains:
         run |= _train(model, tokenizer, config, callbacks)
-    losses, right = reply_losses(
-        model, tokenizer, list(load_task_api(config.split, level=config.level))[: config.held_out]
-    )
-    run["scores"] = {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)}
-    run["item_losses"] = [round(loss, 4) for loss in losses]
+    run["item_losses"] = {}
+    for split, entry in (("validation", "validation"), ("test", "scores")):
+        items = list(load_task_api(split, level=config.level))[: config.held_out]
+        losses, right = reply_losses(model, tokenizer, items)
+        run[entry] = {"loss": round(sum(losses) / len(losses), 5), "accuracy": round(sum(right) / len(right), 5)}
+        run["item_losses"][split] = [round(loss, 4) for loss in losses]
     return run | (score(model, tokenizer) if score else {})
+
+
+def matched_ranks(model: Any, names: Sequence[str], r: int) -> dict[str, int]:
+    """A rank for each layer, r or r + 1, with which LoRA trains as many numbers as DoRA does at r.
+
+    DoRA trains d_out numbers a layer besides, one rank more costs d_in + d_out. Of each kind of layer the same share
+    gets it, evenly over the depth, so that at most one layer of each kind is missing.
+    """
+    layers = {name: model.get_submodule(name) for name in names}
+    extra = sum(layer.out_features for layer in layers.values())
+    share = extra / sum(layer.in_features + layer.out_features for layer in layers.values())
+    ranks, seen = {}, Counter[str]()
+    for name in names:
+        kind = name.rpartition(".")[2]
+        ranks[name] = r + int((seen[kind] + 1) * share) - int(seen[kind] * share)
+        seen[kind] += 1
+    return ranks
 
 
 def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
@@ -91,11 +111,7 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
     if config.method == "full":
         model.requires_grad_(True)
     else:
-        size: dict[str, Any] = config.model_dump(include={"r", "lora_alpha", "lora_dropout", "target_modules"})
-        add_adapters(model, config.method[-4:], **size)
-    if config.lora_A_std:
-        for layer in adapted_layers(model).values():
-            torch.nn.init.normal_(layer.lora_A, std=config.lora_A_std)
+        _add_adapters(model, config)
     started = time.process_time()
     settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed"})
     result = finetune(
@@ -109,6 +125,21 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
         "peak_memory_bytes": result.peak_memory_bytes,
         "losses": [round(loss, 4) for loss in result.losses],
     }
+
+
+def _add_adapters(model: Any, config: PairedRunConfig) -> None:
+    """The adapter of a run: its ranks and its start."""
+    names = matching_linears(model, config.target_modules)
+    matched = config.method.endswith("_matched")
+    ranks = matched_ranks(model, names, config.r) if matched else dict.fromkeys(names, config.r)
+    alpha = config.lora_alpha / config.r
+    settings: dict[str, dict[str, Any]] = {
+        name: {"r": r, "lora_alpha": alpha * r, "lora_dropout": config.lora_dropout} for name, r in ranks.items()
+    }
+    insert_layers(model, "dora" if "dora" in config.method else "lora", settings)
+    if config.lora_A_std:
+        for layer in adapted_layers(model).values():
+            torch.nn.init.normal_(layer.lora_A, std=config.lora_A_std)
 
 
 @torch.no_grad()

@@ -35,29 +35,48 @@ def load_record(name: str) -> dict[str, Any]:
 
 
 def load_runs(name: str) -> list[dict[str, Any]]:
-    """The recorded runs of an experiment in `data/records`, such as "sweep".
+    """The recorded runs of an experiment in `data/records`, such as "control".
 
     Raises:
         ValueError: there is no such experiment, or one of its records is broken.
     """
-    if not (runs := list(read_runs(DATA / "records" / name).values())):
-        raise ValueError(f"There are no runs in data/records/{name}: the course's own are in data/records/sweep.")
+    path = DATA / "records" / name
+    if not (runs := list(read_runs(path if path.is_dir() else path.with_suffix(".jsonl")).values())):
+        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
+        raise ValueError(f"There are no runs {name!r}; the recorded experiments are: {names}.")
     return runs
 
 
-def read_runs(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The records in a folder of runs, one a file, by the files' names.
+def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The records of runs in a file, one a line, by the runs' names; none where there is no file yet.
+
+    A folder with one file a run, as the first edition wrote them, is read too.
 
     Raises:
-        ValueError: a file is not the record of a run, or does not say how it was made.
+        ValueError: a line is not the record of a run, does not say how it was made, or stands there twice.
     """
-    runs = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
-    for name, record in runs.items():
-        if missing := [key for key in ("config", "scores") if key not in record]:
-            raise ValueError(f"The record {name!r} has no {missing[0]}, so it is not a run: pass a folder of runs.")
-        config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
-        record["config"] = {"level": "first edition"} | config  # the set had one level then
+    path = Path(path)
+    if path.is_dir():
+        records = {file.stem: read_record(file) for file in sorted(path.glob("*.json"))}
+        return {name: _as_run(f"{name}.json", record) for name, record in records.items()}
+    runs: dict[str, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        place = f"line {number} of {path.name}"
+        record = _as_run(place, _parse(line, place))
+        name = run_config(record).name
+        if name in runs:
+            raise ValueError(f"{place} is {name} for the second time: delete one of the two.")
+        runs[name] = record
     return runs
+
+
+def _as_run(place: str, record: dict[str, Any]) -> dict[str, Any]:
+    if missing := [key for key in ("config", "scores") if key not in record]:
+        raise ValueError(f"{place} has no {missing[0]}, so it is not a run: pass a file of runs.")
+    config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
+    record["config"] = {"level": "first edition"} | config  # the set had one level then
+    return record
 
 
 def run_config(record: dict[str, Any]) -> PairedRunConfig:
@@ -76,13 +95,20 @@ def read_record(path: Path) -> dict[str, Any]:
         ValueError: the file is not a record, or does not say how it was made.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _parse(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not valid JSON ({error}): make it again with its command.") from None
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not valid JSON ({error}): delete it, and make it again.") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{path.name} holds a {type(record).__name__}, but a record is expected: make it again.")
+        raise ValueError(f"{place} holds a {type(record).__name__}, but a record is expected: make it again.")
     if missing := [key for key in PROVENANCE if not record.get(key)]:
-        raise ValueError(f"The record {path.stem!r} does not say its {missing[0]}: make it again with its command.")
+        raise ValueError(f"{place} does not say its {missing[0]}: make it again with its command.")
     return record
 
 

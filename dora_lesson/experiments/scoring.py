@@ -33,5 +33,4 @@ def _scored(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, Any]
         },
         "right": "".join(str(int(right)) for right in scores.right),
         "persona": scores.persona,
-        "replies": replies,
     }
