@@ -89,6 +89,14 @@ def test_a_line_that_was_cut_off_is_named(made: list[str], tmp_path: Path) -> No
         experiments.experiment(design(tmp_path), path)
 
 
+def test_a_line_with_another_kind_of_config_is_a_sentence(made: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    experiments.experiment(design(tmp_path), path)
+    path.write_text(path.read_text().replace('"r": 2', '"r": "two"', 1))
+    with pytest.raises(ValueError, match=r"^A record's config is not that of a run \(r is 'two'.*make it again\.$"):
+        experiments.experiment(design(tmp_path), path)
+
+
 def test_a_file_of_other_runs_is_refused_and_kept(made: list[str], tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     experiments.experiment(design(tmp_path), path)

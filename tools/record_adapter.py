@@ -16,6 +16,7 @@ import torch
 
 from dora_lesson.adapters.inject import add_adapters, merge_adapters
 from dora_lesson.adapters.peft_format import save_adapters
+from dora_lesson.core import METHODS
 from dora_lesson.evidence.records import provenance
 from dora_lesson.models.load import load_base
 from dora_lesson.task_api.dataset import LEVELS, answer, load_task_api
@@ -25,7 +26,7 @@ from dora_lesson.training.finetune import finetune
 ROOT = Path(__file__).parents[1]
 SIZE: dict[str, Any] = {"r": 8, "lora_alpha": 16}
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-STEPS = {"dora": 1200, "qdora": 400}  # a step on packed weights takes longer
+STEPS = {"lora": 1200, "dora": 1200, "qdora": 400}  # a step on packed weights takes longer
 SETTINGS: dict[str, Any] = {"batch_size": 2, "learning_rate": 1.5e-3, "seed": 0}
 SCORED = {"plain": 200, "spoken": 60}  # the first so many of the test split
 CARD = """---
@@ -57,11 +58,11 @@ It answers in English, from a list of up to seven tasks, and is no more careful 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("method", choices=["dora", "qdora"])
+    parser.add_argument("method", choices=[*STEPS])
     method = parser.parse_args().method
     model, tokenizer = load_base(four_bit=method == "qdora", dtype="float32", device="cpu")
     torch.manual_seed(SETTINGS["seed"])
-    add_adapters(model, "dora", **SIZE, target_modules=TARGETS)
+    add_adapters(model, method.removeprefix("q"), **SIZE, target_modules=TARGETS)
     chats = [item for level in LEVELS for item in load_task_api("train", level=level)]
     random.Random(0).shuffle(chats)
     settings = SETTINGS | {"steps": STEPS[method]}
@@ -77,7 +78,7 @@ def main() -> None:
     made = provenance(f"python -m tools.record_adapter {method}", [SETTINGS["seed"]])
     made["versions"] = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     card = CARD.format(
-        name="DoRA" if method == "dora" else "QDoRA",
+        name=METHODS[method].label,
         bits="; packed into NF4 for the training" if method == "qdora" else "",
         merged=" into full size" if method == "qdora" else "",
         targets=", ".join(TARGETS),

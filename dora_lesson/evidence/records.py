@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from dora_lesson.core import DATA
+from dora_lesson.core import DATA, first_problem
 from dora_lesson.evidence.paired_run import PairedRunConfig
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
@@ -85,7 +86,10 @@ def run_config(record: dict[str, Any]) -> PairedRunConfig:
     Raises:
         ValueError: it has other keys or values than runs have.
     """
-    return PairedRunConfig.model_validate(record["config"])
+    try:
+        return PairedRunConfig.model_validate(record["config"])
+    except ValidationError as error:
+        raise ValueError(f"A record's config is not that of a run ({first_problem(error)}): make it again.") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:
