@@ -7,7 +7,7 @@ TORCH_INDEX_cpu = --extra-index-url https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup lab test test-quick test-all test-package test-lessons test-browser notebooks badges bench lock clean
+.PHONY: help setup lab test test-quick test-all test-package test-lessons test-browser notebooks site badges bench lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,23 @@ test-browser: setup  ## run the part of `make test` that a real browser shows
 notebooks: setup  ## run every lesson in place and store its outputs
 	$(BIN)/python -m tools.notebooks run
 
+# The website has an environment of its own, for it needs none of the course's libraries. It is built from copies, so that
+# the notebooks stay as they are.
+PAGES = CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff notebooks docs data/README.md
+site: .venv-site/installed  ## build the website from the notebooks as they are: build/site/index.html
+	@rm -rf build/site build/pages && mkdir -p build/pages/data
+	@cp README.md build/pages/index.md && cp -r $(filter-out data/%,$(PAGES)) build/pages && cp data/README.md build/pages/data && rm -r build/pages/docs/site
+	@.venv-site/bin/python -m sphinx -q -W --keep-going -E -c docs/site -d build/doctrees build/pages build/site
+	@find build/site -name '*.map' -delete && touch build/site/.nojekyll
+	@echo "The website is built: open build/site/index.html"
+
+.venv-site/installed: docs/site/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "The website's theme needs Python 3.11: run make site with PYTHON=/path/to/such/a/python3." >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-site
+	.venv-site/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/site/requirements.txt
+	@touch $@
+
 badges: setup  ## restamp badges, set-up cells and links after a fork
 	$(BIN)/python -m tools.notebooks stamp
 
@@ -58,7 +75,7 @@ lock:  ## renew constraints.txt from pyproject.toml
 	rm -rf .venv-lock
 
 clean:  ## remove .venv and caches; the model stays in the user's cache
-	rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-lock .venv-site build/site build/pages build/doctrees .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The stamp file is written last, so that a set-up killed half-way starts again. Without its extension for announcements
 # JupyterLab does not ask on first start whether to show news.

@@ -16,7 +16,7 @@ from dora_lesson import checks
 from tests.conftest import ROOT
 from tools import notebooks
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/instructors.md", "data/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/instructors.md", "docs/glossary.md", "data/README.md"]
 INSTRUCTORS = (ROOT / "docs/instructors.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Words and lines a minute, and minutes an exercise; docs/instructors.md explains them.
@@ -31,9 +31,23 @@ def test_links_lead_to_files(page: str) -> None:
     assert [link for link in here if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+def test_every_term_of_the_glossary_stands_once_and_in_the_lesson_that_it_names() -> None:
+    entries = re.split(r"^## ", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+    terms = [entry.splitlines()[0] for entry in entries]
+    assert terms == sorted({*terms}, key=str.lower)
+    for term, entry in zip(terms, entries, strict=True):
+        lessons = re.findall(r"\]\(\.\./notebooks/(\S+)\)", entry)
+        assert lessons, term
+        for lesson in lessons:
+            cells = notebooks.read(ROOT / "notebooks" / lesson).cells
+            prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+            word = re.escape(term).replace(r"\-", "[- ]?")
+            assert re.search(rf"\b{word}", prose, flags=re.I), f"{term} in {lesson}"
+
+
 def test_the_readme_leads_to_every_page() -> None:
     links = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    others = [*PAGES[1:], "CITATION.cff", "LICENSE", ".github/workflows/lessons.yml"]
+    others = [*PAGES[1:], "CITATION.cff", "LICENSE", ".github/workflows/lessons.yml", ".github/workflows/site.yml"]
     assert [page for page in others if page not in links] == []
 
 

@@ -46,7 +46,9 @@ import dora_lesson
 
 dora_lesson.start_lesson()"""
 COLAB = "https://colab.research.google.com/github/{slug}/blob/main/notebooks/{file}"
-BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link}) [Read on the web]({page})"
+SITE = "https://{owner}.github.io/{name}/"
+_ANY_SITE = r"https://[^/\s)]+\.github\.io/[^/\s)]+/"
 _ANY_COLAB = r"https://colab\.research\.google\.com/github/[^/\s)]+/[^/\s)]+/blob/main/notebooks/"
 
 
@@ -66,7 +68,16 @@ def setup_cell(url: str) -> str:
 
 
 def badge(url: str, file: str) -> str:
-    return BADGE.format(link=COLAB.format(slug=url.removeprefix("https://github.com/"), file=file))
+    """The line below a lesson's title: to Colab, and to the lesson's page on the website."""
+    slug = url.removeprefix("https://github.com/")
+    page = f"{site(url)}notebooks/{file.removesuffix('.ipynb')}.html"
+    return BADGE.format(link=COLAB.format(slug=slug, file=file), page=page)
+
+
+def site(url: str) -> str:
+    """Where GitHub publishes the website of a repository."""
+    owner, name = url.removeprefix("https://github.com/").split("/")
+    return SITE.format(owner=owner.lower(), name=name)
 
 
 def clean(notebook: Any) -> Any:
@@ -163,6 +174,7 @@ def stamp(url: str) -> list[Path]:
     readme = ROOT / "README.md"
     links = COLAB.format(slug=url.removeprefix("https://github.com/"), file="")
     stamped = re.sub(_ANY_COLAB, links, readme.read_text(encoding="utf-8"))
+    stamped = re.sub(_ANY_SITE, site(url), stamped)
     stamped = re.sub(r"git clone \S+", f"git clone {url}", stamped)
     if stamped != readme.read_text(encoding="utf-8"):
         readme.write_text(stamped, encoding="utf-8")
