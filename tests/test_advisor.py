@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import re
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2Config
 
-from dora_lesson import adapter_report, estimate
+from dora_lesson import estimate
 from dora_lesson.advisor.changes import CONSTRAINTS, Change, find_changes
 from dora_lesson.advisor.memory_fit import usable_bytes
 from dora_lesson.advisor.recommend import recommend, recommend_for
@@ -63,7 +65,7 @@ def test_every_leaf_is_reached_with_a_setup_that_fits() -> None:
         assert found.method == method, constraints
         assert found.reasons and found.would_change
         if found.setup is None or method is None:
-            assert not found.config and not found.snippet and not found.cost
+            assert not found.config and not found.script() and not found.cost
             assert found.r == 0 and found.memory is None
             assert found.way == ([] if constraints.get("stack") in PACKED else ["fits", NOTHING_FITS])
             assert str(found).startswith("Nothing to recommend: ")
@@ -109,37 +111,87 @@ def runs() -> dict[tuple[Any, ...], dict[str, Any]]:
     return kinds
 
 
-def test_the_configuration_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """With a small random Llama in the place of the model, and nothing else changed; then one step is taken."""
-    small_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+CHATS = [("Where is the ferry?", "At pier 3."), ("When does it leave?", "At six."), ("Long?", "Yes. " * 600)]
+
+
+@pytest.fixture
+def small_model(tmp_path: Path, bundled: tuple[Any, Any]) -> Path:
+    """A small random Llama with a real tokenizer, in a folder."""
+    tokenizer = bundled[1]
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": len(tokenizer), "num_hidden_layers": 1}
+    small_llama(**sizes).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_the_script_runs_as_it_is_from_chats_to_an_answer(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small random Llama in the place of the model, and two steps."""
     monkeypatch.chdir(tmp_path)
+    messages = [[{"role": "user", "content": ask}, {"role": "assistant", "content": reply}] for ask, reply in CHATS]
+    (tmp_path / "my chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in messages))
     kinds = runs()
     assert len(kinds) >= 6 and {method for method, *_ in kinds} == {*ADAPTERS}
     for (method, packed, checkpointing, _), constraints in kinds.items():
+        for folder in ("adapter", "merged"):
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
         found = recommend(**{"model": BIG} | constraints)
-        script = found.snippet.replace(f'"{found.request.model_id}"', repr(str(tmp_path / "model")))
-        assert script != found.snippet
+        script = found.script(data="my chats.jsonl", base=small_model, steps=2)
         names: dict[str, Any] = {}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".gradient_checkpointing")
-            exec(compile(script, "snippet", "exec"), names)
-        assert "trainable params" in capsys.readouterr().out
-        assert adapter_report(names["model"]).method == ("DoRA" if METHODS[method].adapter == "dora" else "LoRA")
-        four_bit = any("4bit" in type(module).__name__ for module in names["model"].modules())
-        # A packed checkpoint carries its own configuration, which a small Llama in its place does not.
-        assert four_bit == (METHODS[method].four_bit and not packed), constraints
-        config, arguments = names["config"], names["arguments"]
+            exec(compile(script, "train.py", "exec"), names)
+        printed = capsys.readouterr().out
+        assert "2 of 3 chats have at most 512 tokens" in printed and "trainable params" in printed
+        # All but the reply and its end is masked.
+        reply = [i for i in names["chats"][0]["labels"] if i != -100]
+        assert names["tokenizer"].decode(reply).startswith(CHATS[0][1]) and "ferry" not in names["tokenizer"].decode(
+            reply
+        )
         given = {key: value for key, value in found.config.items() if key != "target_modules"}  # PEFT spells it out
-        assert {key: getattr(config, key) for key in given} == given
-        assert found.setup is not None
-        assert arguments.per_device_train_batch_size == found.setup.batch_size
-        assert arguments.gradient_accumulation_steps == found.setup.gradient_accumulation_steps
+        assert {key: getattr(names["config"], key) for key in given} == given
+        arguments, setup = names["arguments"], found.setup
+        assert setup is not None and arguments.per_device_train_batch_size == setup.batch_size
+        assert arguments.gradient_accumulation_steps == setup.gradient_accumulation_steps
         flags = {getattr(arguments, f"{name}_checkpointing", None) for name in ("gradient", "activation")}
         assert (True in flags) == checkpointing
-        ids = torch.arange(8)[None]
-        names["model"](input_ids=ids, labels=ids).loss.backward()
-        trained = [p for p in names["model"].parameters() if p.requires_grad]
-        assert trained and all(p.dtype == torch.float32 and p.grad is not None for p in trained)
+        saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert saved["use_dora"] == (METHODS[method].adapter == "dora")
+        merged = found.request.inference == "merged"
+        assert (tmp_path / "merged" / "model.safetensors").is_file() == merged
+        kinds_of_layers = {type(module).__name__ for module in names["model"].modules()}
+        assert ("Linear4bit" in kinds_of_layers) == (METHODS[method].four_bit and not packed and not merged), (
+            constraints
+        )
+        assert hasattr(names["model"], "peft_config") != merged
+
+
+def test_a_script_fits_a_screen_and_names_what_it_was_asked_for() -> None:
+    for method, constraints in LEAVES:
+        found = recommend(**{"model": BIG} | constraints)
+        lines = found.script(data=Path("my.jsonl"), base='odd "name"').splitlines()
+        if method is None:
+            assert not lines
+            continue
+        assert len(lines) <= 60 and max(map(len, lines)) <= 120, constraints
+        assert 'BASE, DATA = "odd \\"name\\"", "my.jsonl"' in lines
+        assert not any("dora_lesson" in line for line in lines)
+        packing = method.startswith("Q") and constraints.get("stack") not in PACKED
+        assert any("BitsAndBytesConfig(" in line for line in lines) == packing
+        merges = constraints.get("inference", "merged") == "merged"
+        assert any("merge_and_unload" in line for line in lines) == merges
+        several = constraints.get("stack") in ("fsdp", "deepspeed")
+        assert ("accelerate launch" in lines[0]) == several
+        (loading,) = [line for line in lines if "from_pretrained(BASE, " in line][:1]
+        assert ("device_map" in loading) != several
+
+
+@pytest.mark.parametrize("steps", [0, -1, True, 1.5, "many"])
+def test_steps_that_are_no_number_of_steps_are_refused(steps: Any) -> None:
+    with pytest.raises(ValueError, match="a whole number from 1 is expected"):
+        recommend(12, BIG).script(steps=steps)
 
 
 def test_the_rules_hold_for_every_combination() -> None:
@@ -272,10 +324,10 @@ def test_a_packed_base_is_loaded_from_a_packed_checkpoint(tmp_path: Path) -> Non
     """The checkpoint that belongs to a known shape holds 16-bit weights, and would be loaded as they are."""
     for model in (BIG, "meta-llama/Llama-3.1-8B-Instruct"):
         found = recommend(12, model, inference="4-bit", stack="gptq")
-        assert 'pretrained(\n    "path/to/your-gptq-checkpoint"' in found.snippet
-        assert "meta-llama" not in found.snippet and "BitsAndBytes" not in found.snippet
+        assert 'BASE, DATA = "path/to/your-gptq-checkpoint", ' in found.script()
+        assert "meta-llama" not in found.script() and "BitsAndBytes" not in found.script()
     small_llama().save_pretrained(tmp_path)
-    assert str(tmp_path) in recommend(8, str(tmp_path), inference="4-bit", stack="awq").snippet
+    assert str(tmp_path) in recommend(8, str(tmp_path), inference="4-bit", stack="awq").script()
 
 
 def test_evidence_is_printed_with_its_kind_and_source() -> None:

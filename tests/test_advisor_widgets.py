@@ -46,7 +46,7 @@ def test_the_advisor_follows_its_slider_and_menus() -> None:
         before = live.picture.value
         live.sliders[name].value = value
         assert live.recommendation.method == method and live.picture.value != before
-        assert html.escape(live.recommendation.snippet) in live.words.value
+        assert html.escape(live.recommendation.script()) in live.words.value
     live.sliders["vram_gb"].value = 4
     assert live.recommendation.method is None and "Nothing to recommend" in live.words.value
     assert repr(live).startswith("The advisor, live: run this cell")

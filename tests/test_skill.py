@@ -35,7 +35,7 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
     for finding in findings():
         assert str(finding) in text
         assert f"\n- {finding.source}\n" in text or not finding.source
-    assert found.snippet in text and "QDoRA, r = 16, beside QLoRA:" in text
+    assert found.script() in text and "QDoRA, r = 16, beside QLoRA:" in text
     assert found.setup is not None
     assert re.search(rf"\| QDoRA \| 43,319,296 \| {found.setup.peak / 1e9:.1f} \| yes \|", text)
     assert re.search(r"\| DoRA \| 43,319,296 \| \S+ \| no \|", text)

@@ -44,7 +44,7 @@ def prompts(
         "request": recommendation.request,
         "with_or_without": "with" if recommendation.request.bfloat16 else "without",
         "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",
-        "configuration": recommendation.snippet or "(none)",
+        "configuration": recommendation.script() or "(none)",
     }
     return {title: template.format(**fields) for title, template in templates.items()}
 

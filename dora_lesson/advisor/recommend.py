@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dora_lesson.advisor import reasons, text
@@ -10,7 +11,7 @@ from dora_lesson.advisor.changes import Change, find_changes
 from dora_lesson.advisor.findings import Finding
 from dora_lesson.advisor.memory_fit import TrainingSetup, find_setup
 from dora_lesson.advisor.request import Request, parse_request
-from dora_lesson.advisor.snippet import lora_config, snippet
+from dora_lesson.advisor.script import lora_config, script
 from dora_lesson.advisor.tree import choose, way
 from dora_lesson.core import METHODS
 from dora_lesson.memory.estimate import MemoryEstimate
@@ -21,7 +22,7 @@ class Recommendation:
     """The answer. Print it.
 
     `method` is LoRA, DoRA, QLoRA or QDoRA, or None where nothing can be recommended; then `r` is 0, `setup` None and
-    `config` and `snippet` are empty. `config` holds the arguments of PEFT's `LoraConfig`. `way` are the questions of
+    `config` is empty. `config` holds the arguments of PEFT's `LoraConfig`. `way` are the questions of
     the tree that were asked, and the leaf; it is empty where the constraints alone leave no method.
     """
 
@@ -30,7 +31,6 @@ class Recommendation:
     setup: TrainingSetup | None
     way: list[str]
     config: dict[str, Any]
-    snippet: str
     cost: list[Finding]
     reasons: list[Finding]
     would_change: list[Change]
@@ -54,6 +54,23 @@ class Recommendation:
     def memory(self) -> MemoryEstimate | None:
         """The memory of a training step with this course's layers; `setup.peak` adds what PEFT's take."""
         return self.setup.estimate if self.setup else None
+
+    def script(self, data: str | Path = "chats.jsonl", base: str | Path | None = None, steps: int | None = None) -> str:
+        """A program on PEFT and transformers, without this package, that trains what is recommended.
+
+        It reads the chats, masks all but the last reply of each, trains, saves the adapter, and where the model will be
+        served merged puts it into a base that is not packed, saves that, loads it again, and asks it once. Empty where
+        nothing is recommended.
+
+        Args:
+            data: a file with one JSON object a line, `{"messages": [{"role": ..., "content": ...}, ...]}`.
+            base: a model of the hub, or a folder; None is that of the request.
+            steps: of the optimizer; None is one pass over the chats, and 100 at least.
+
+        Raises:
+            ValueError: `steps` is not a whole number from 1.
+        """
+        return script(self.request, self.setup, data, base, steps) if self.setup else ""
 
     def __str__(self) -> str:
         return text.in_words(self)
@@ -103,7 +120,6 @@ def recommend_for(request: Request) -> Recommendation:
         setup=setup,
         way=way(request),
         config=lora_config(setup) if setup else {},
-        snippet=snippet(request, setup) if setup else "",
         cost=[*reasons.costs(request, setup)] if setup else [],
         reasons=[*(reasons.reasons(request, setup) if setup else reasons.obstacles(request))],
         would_change=find_changes(request),

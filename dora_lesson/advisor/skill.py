@@ -103,4 +103,4 @@ def _row(request: Request, setup: TrainingSetup) -> str:
 def _configuration(recommendation: Recommendation) -> str:
     if recommendation.setup is None:
         return _bullets([*recommendation.reasons, *recommendation.changes_in_words])
-    return f"{recommendation.headline}:\n\n```python\n{recommendation.snippet}```"
+    return f"{recommendation.headline}:\n\n```python\n{recommendation.script()}```"

@@ -81,7 +81,7 @@ class Advisor(LiveFigure):
 
     def _drawn(self, **constraints: Any) -> tuple[Figure, str]:
         self.recommendation = recommend(**constraints)
-        self.words.value = _block(f"{self.recommendation}\n\n{self.recommendation.snippet}")
+        self.words.value = _block(f"{self.recommendation}\n\n{self.recommendation.script()}")
         return decision_tree(self.recommendation)
 
     def __repr__(self) -> str:

@@ -1,0 +1,145 @@
+"""The recommendation as a program: from a file of chats to an adapter, the merged model, and its first answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dora_lesson.advisor.memory_fit import EFFECTIVE_BATCH, TrainingSetup
+from dora_lesson.advisor.request import Request
+from dora_lesson.core import METHODS
+
+LEARNING_RATE = 2e-4  # a start, for 1B and more; lesson 06 says how to tune it
+LEAST_STEPS = 100  # fewer teach little, however few the chats are
+
+
+def lora_config(setup: TrainingSetup) -> dict[str, Any]:
+    """The arguments of PEFT's `LoraConfig`: scaling 2, no dropout (PEFT's DoRA is faster without), all linears."""
+    return {
+        "r": setup.r,
+        "lora_alpha": 2 * setup.r,
+        "lora_dropout": 0.0,
+        "target_modules": "all-linear",
+        "use_dora": setup.is_dora,
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def script(request: Request, setup: TrainingSetup, data: str | Path, base: str | Path | None, steps: int | None) -> str:
+    """A program on PEFT and transformers alone, as `Recommendation.script` describes it."""
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps is {steps!r}, but a whole number from 1 is expected, or None for one pass.")
+    dtype = str(request.dtype).removeprefix("torch.")
+    several = request.stack in ("fsdp", "deepspeed")
+    packing = setup.four_bit and not request.packed  # a base that came packed carries its own configuration
+    quantized = ", quantization_config=packing" if packing else ""
+    return _PROGRAM.format(
+        headline=f"{METHODS[setup.method].label} on {request.label}",
+        launch="accelerate launch" if several else "python",
+        names="BitsAndBytesConfig, " if packing else "",
+        packing=_packing(dtype, several) if packing else "",
+        base=_quoted(base or request.model_id),
+        data=_quoted(data),
+        length=request.sequence_length,
+        steps=steps or f"max({LEAST_STEPS}, len(chats) // {EFFECTIVE_BATCH})  # one pass, and some steps at least",
+        dtype=dtype,
+        quantized=quantized,
+        place="" if several else ', device_map="auto"',
+        config=", ".join(f"{key}={_quoted(value)}" for key, value in lora_config(setup).items()),
+        batch_size=setup.batch_size,
+        passes=setup.gradient_accumulation_steps,
+        rate=f"{LEARNING_RATE:g}",
+        checkpointing=_checkpointing() if setup.gradient_checkpointing else "",
+        scaled=" fp16=torch.cuda.is_available()," if dtype == "float16" else "",
+        leave=_LEAVE if several else "",
+        ending=(_MERGED if request.inference == "merged" else _BESIDE).format(dtype=dtype, quantized=quantized),
+    )
+
+
+def _packing(dtype: str, several: bool) -> str:
+    storage = f" bnb_4bit_quant_storage=torch.{dtype},  # for FSDP" if several else ""
+    return f"""packing = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.{dtype},{storage}
+)
+"""
+
+
+def _checkpointing() -> str:
+    """The trainer's two arguments, under the name that the installed transformers gives them (renamed in 5.23)."""
+    from transformers import TrainingArguments
+
+    known = {argument.name for argument in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return f'\n    {name}=True, {name}_kwargs={{"use_reentrant": False}},'
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str | Path) else repr(value)
+
+
+_PROGRAM = """\
+# {headline}: `{launch} train.py`. A line of data is {{"messages": [...]}}; the last reply is learned.
+import json
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, {names}DataCollatorForSeq2Seq
+from transformers import Trainer, TrainingArguments
+
+BASE, DATA = {base}, {data}
+tokenizer = AutoTokenizer.from_pretrained(BASE)
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+
+
+def ids_of(turns, **options):
+    text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode(messages):
+    prompt, ids = ids_of(messages[:-1], add_generation_prompt=True), ids_of(messages)
+    return {{"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}}  # -100: no loss on the prompt
+
+
+requests = [json.loads(line)["messages"] for line in open(DATA, encoding="utf-8") if line.strip()]
+chats = [chat for chat in map(encode, requests) if len(chat["input_ids"]) <= {length}]
+print(f"{{len(chats)}} of {{len(requests)}} chats have at most {length} tokens")
+assert chats, "no chat is short enough"
+
+{packing}model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}{quantized}{place})
+config = LoraConfig(
+    {config}
+)
+model = get_peft_model(model, config)
+model.print_trainable_parameters()
+steps = {steps}
+arguments = TrainingArguments(
+    output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10),
+    per_device_train_batch_size={batch_size}, gradient_accumulation_steps={passes},{scaled}{checkpointing}
+    learning_rate={rate},  # try a third and three times as much before you judge
+)
+trainer = Trainer(model=model, args=arguments, train_dataset=chats, data_collator=DataCollatorForSeq2Seq(tokenizer))
+trainer.train()
+trainer.save_model("adapter"){leave}
+del trainer, model
+{ending}
+prompt = torch.tensor([ids_of(requests[0][:-1], add_generation_prompt=True)], device=model.device)
+reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64)
+print(tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True))
+"""
+_LEAVE = """
+if not trainer.is_world_process_zero():
+    raise SystemExit  # one process does the rest"""
+_MERGED = """
+# Merge into a base that is not packed (on the CPU, for a card may not hold it), save, and ask what was saved.
+model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
+PeftModel.from_pretrained(model, "adapter").merge_and_unload().save_pretrained("merged")
+tokenizer.save_pretrained("merged")
+model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.{dtype}, device_map="auto")"""
+_BESIDE = """
+# Put the saved adapter beside its base, and ask the two.
+base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}, device_map="auto"{quantized})
+model = PeftModel.from_pretrained(base, "adapter").eval()"""
