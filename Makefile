@@ -47,10 +47,11 @@ notebooks: setup  ## run every lesson in place and store its outputs
 
 # The website has an environment of its own, for it needs none of the course's libraries. It is built from copies, so that
 # the notebooks stay as they are.
-PAGES = CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff notebooks docs data/README.md
+PAGES = CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff notebooks docs
 site: .venv-site/installed  ## build the website from the notebooks as they are: build/site/index.html
 	@rm -rf build/site build/pages && mkdir -p build/pages/data
-	@cp README.md build/pages/index.md && cp -r $(filter-out data/%,$(PAGES)) build/pages && cp data/README.md build/pages/data && rm -r build/pages/docs/site
+	@cp -r $(PAGES) build/pages && cp data/README.md build/pages/data && cp README.md build/pages/index.md
+	@rm -r build/pages/docs/site
 	@.venv-site/bin/python -m sphinx -q -W --keep-going -E -c docs/site -d build/doctrees build/pages build/site
 	@find build/site -name '*.map' -delete && touch build/site/.nojekyll
 	@echo "The website is built: open build/site/index.html"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, GPT2Config
 
 from dora_lesson import estimate
@@ -146,10 +147,8 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
         printed = capsys.readouterr().out
         assert "2 of 3 chats have at most 512 tokens" in printed and "trainable params" in printed
         # All but the reply and its end is masked.
-        reply = [i for i in names["chats"][0]["labels"] if i != -100]
-        assert names["tokenizer"].decode(reply).startswith(CHATS[0][1]) and "ferry" not in names["tokenizer"].decode(
-            reply
-        )
+        learned = names["tokenizer"].decode([i for i in names["chats"][0]["labels"] if i != -100])
+        assert learned.startswith(CHATS[0][1]) and "ferry" not in learned
         given = {key: value for key, value in found.config.items() if key != "target_modules"}  # PEFT spells it out
         assert {key: getattr(names["config"], key) for key in given} == given
         arguments, setup = names["arguments"], found.setup
@@ -159,12 +158,14 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
         assert (True in flags) == checkpointing
         saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert saved["use_dora"] == (METHODS[method].adapter == "dora")
+        trained = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        assert trained and all(tensor.dtype == torch.float32 for tensor in trained.values())
+        assert all(tensor.any() for name, tensor in trained.items() if "lora_B" in name), "B stayed at zero"
+        assert any("magnitude" in name for name in trained) == saved["use_dora"]
         merged = found.request.inference == "merged"
         assert (tmp_path / "merged" / "model.safetensors").is_file() == merged
-        kinds_of_layers = {type(module).__name__ for module in names["model"].modules()}
-        assert ("Linear4bit" in kinds_of_layers) == (METHODS[method].four_bit and not packed and not merged), (
-            constraints
-        )
+        four_bit = "Linear4bit" in {type(module).__name__ for module in names["model"].modules()}
+        assert four_bit == (METHODS[method].four_bit and not packed and not merged), constraints
         assert hasattr(names["model"], "peft_config") != merged
 
 

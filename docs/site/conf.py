@@ -90,10 +90,10 @@ def _link_terms(page: nodes.document, glossary: str) -> None:
     """Link the first use of each term of the glossary in a lesson's prose."""
     found = re.findall(r"^## (.+)$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
     terms = {term.lower(): glossary + "#" + re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-") for term in found}
+    pattern = r"\b(" + "|".join(sorted(map(re.escape, terms), key=len, reverse=True)) + r")s?\b"
     for text in list(page.findall(nodes.Text)):
-        if not isinstance(text.parent, nodes.paragraph | nodes.strong | nodes.emphasis) or not terms:
+        if not isinstance(text.parent, nodes.paragraph | nodes.strong | nodes.emphasis):
             continue
-        pattern = r"\b(" + "|".join(sorted(map(re.escape, terms), key=len, reverse=True)) + r")s?\b"
         pieces: list[nodes.Node] = []
         end = 0
         for match in re.finditer(pattern, text, flags=re.I):

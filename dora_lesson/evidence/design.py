@@ -15,6 +15,7 @@ from dora_lesson.evidence.paired_run import PairedRunConfig, RunMethod
 from dora_lesson.evidence.stats import detectable
 
 DESIGNS = DATA / "designs"
+DEFAULT = DESIGNS / "control.yaml"
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -123,7 +124,7 @@ def read_design(path: str | Path | None = None, base: str | None = None) -> Desi
         ValueError: the file is not there, or does not describe runs that can be made.
     """
     options = [f" --design {path}" if path else "", f" --base {base}" if base else ""]
-    path = Path(path or DESIGNS / "control.yaml")
+    path = Path(path or DEFAULT)
     if not path.is_file():
         raise ValueError(f"There is no design {path}: copy data/designs/control.yaml and change it.")
     try:

@@ -58,13 +58,16 @@ def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     path = Path(path)
     if path.is_dir():
-        records = {file.stem: read_record(file) for file in sorted(path.glob("*.json"))}
-        return {name: _as_run(f"{name}.json", record) for name, record in records.items()}
+        old = {file.stem: _require_run(f"{file.stem}.json", read_record(file)) for file in sorted(path.glob("*.json"))}
+        for record in old.values():
+            config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
+            record["config"] = {"level": "first edition"} | config  # the set had one level then
+        return old
     runs: dict[str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         place = f"line {number} of {path.name}"
-        record = _as_run(place, _parse(line, place))
+        record = _require_run(place, _parse(line, place))
         name = run_config(record).name
         if name in runs:
             raise ValueError(f"{place} is {name} for the second time: delete one of the two.")
@@ -72,11 +75,9 @@ def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def _as_run(place: str, record: dict[str, Any]) -> dict[str, Any]:
+def _require_run(place: str, record: dict[str, Any]) -> dict[str, Any]:
     if missing := [key for key in ("config", "scores") if key not in record]:
         raise ValueError(f"{place} has no {missing[0]}, so it is not a run: pass a file of runs.")
-    config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
-    record["config"] = {"level": "first edition"} | config  # the set had one level then
     return record
 
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from dora_lesson.core import DATA, SetupError, quiet_known_noise
-from dora_lesson.evidence.design import DESIGNS, read_design
+from dora_lesson.evidence.design import DEFAULT, DESIGNS, read_design
 from dora_lesson.evidence.records import read_runs
 
-RECORDS, DEFAULT = DATA / "records", DESIGNS / "control.yaml"
+RECORDS = DATA / "records"
 
 
 def main(arguments: list[str] | None = None) -> int:

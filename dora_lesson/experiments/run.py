@@ -49,15 +49,15 @@ def experiment(design: Design, file: str | Path, jobs: int = 1) -> list[dict[str
             raise ValueError(f"held_out or scored asks for more than the {chats} chats of the {split} split.")
     records = read_runs(file)
     _require_own_runs(file.name, records, design)
-    missing = [run for run in design.runs if run.name not in records]
+    runs = design.runs
+    missing = [run for run in runs if run.name not in records]
     if missing and (older := next((name for name, record in records.items() if record["versions"] != versions()), "")):
         raise ValueError(
             f"{older} in {file.name} was made with other versions ({records[older]['versions']}): install those, or "
             "pass another --file and make all runs again."
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = len(design.runs) - len(missing)
-    with tqdm(desc="runs", unit="run", smoothing=0, total=len(design.runs), initial=done) as bar:
+    with tqdm(desc="runs", unit="run", smoothing=0, total=len(runs), initial=len(runs) - len(missing)) as bar:
         for run, record in _run_all(missing, design.command, jobs):
             if run.name in read_runs(file):
                 raise ValueError(f"{run.name} was written meanwhile: another experiment writes {file.name}.")
@@ -65,7 +65,7 @@ def experiment(design: Design, file: str | Path, jobs: int = 1) -> list[dict[str
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             records[run.name] = record
             bar.update()
-    return [records[run.name] for run in design.runs]
+    return [records[run.name] for run in runs]
 
 
 def _run_all(runs: list[PairedRunConfig], command: str, jobs: int) -> Iterator[tuple[PairedRunConfig, dict[str, Any]]]:
