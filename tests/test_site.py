@@ -16,17 +16,19 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests import test_browser
 from tests.conftest import ROOT
-from tests.test_browser import CHROMIUM, FLAGS
 from tools import notebooks
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.nightly,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine"),
+    pytest.mark.skipif(test_browser.CHROMIUM is None, reason="no Chromium or Chrome on this machine"),
     pytest.mark.skipif(sys.version_info < (3, 11), reason="the website's theme needs Python 3.11"),
     pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine"),
 ]
+
+browser = test_browser.browser  # the fixture
 
 TEXT = "() => document.querySelector('.bd-article').innerText"
 WIDTHS = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
@@ -54,16 +56,6 @@ def site() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
