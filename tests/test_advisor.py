@@ -21,7 +21,7 @@ from dora_lesson import estimate
 from dora_lesson.advisor.changes import CONSTRAINTS, Change, find_changes
 from dora_lesson.advisor.memory_fit import usable_bytes
 from dora_lesson.advisor.recommend import recommend, recommend_for
-from dora_lesson.advisor.request import INFERENCE, PACKED, PRIORITIES, STACKS, Request, parse_request
+from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS, TRAINERS, Request
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS, choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.models.shapes import llama_config
@@ -40,24 +40,30 @@ LEAVES: list[tuple[str | None, dict[str, Any]]] = [
     ("QDoRA", {"vram_gb": 16}),  # the weights of an 8B alone take 16 GB
     ("QDoRA", {"vram_gb": 15, "bfloat16": False}),
     ("LoRA", {"vram_gb": 24, "inference": "unmerged"}),
-    ("LoRA", {"vram_gb": 24, "inference": "unmerged", "stack": "vllm"}),
-    ("DoRA", {"vram_gb": 24, "stack": "vllm"}),  # merged, a server sees a plain Llama
+    ("LoRA", {"vram_gb": 24, "inference": "unmerged", "server": "vllm"}),
+    ("DoRA", {"vram_gb": 24, "server": "vllm"}),  # merged, a server sees a plain Llama
+    ("DoRA", {"vram_gb": 24, "server": "ollama", "packed": "gguf"}),
+    ("QDoRA", {"vram_gb": 12, "packed": "nf4"}),
+    ("QDoRA", {"vram_gb": 12, "server": "vllm", "packed": "awq"}),
+    ("QLoRA", {"vram_gb": 12, "inference": "4-bit", "server": "llama.cpp"}),
     ("QLoRA", {"vram_gb": 24, "inference": "4-bit"}),
     ("QLoRA", {"vram_gb": 24, "priority": "memory"}),
-    ("QLoRA", {"vram_gb": 24, "inference": "4-bit", "stack": "gptq"}),
-    ("QLoRA", {"vram_gb": 24, "inference": "unmerged", "stack": "awq"}),
-    (None, {"vram_gb": 24, "stack": "torchao"}),
-    ("QLoRA", {"vram_gb": 12, "stack": "deepspeed"}),
-    ("DoRA", {"vram_gb": 24, "stack": "deepspeed"}),
-    ("QDoRA", {"vram_gb": 12, "stack": "fsdp"}),
+    ("QLoRA", {"vram_gb": 24, "inference": "4-bit", "base_format": "gptq"}),
+    ("QLoRA", {"vram_gb": 24, "inference": "unmerged", "base_format": "awq"}),
+    (None, {"vram_gb": 24, "base_format": "torchao"}),
+    ("QLoRA", {"vram_gb": 12, "trainer": "deepspeed"}),
+    ("DoRA", {"vram_gb": 24, "trainer": "deepspeed"}),
+    ("QDoRA", {"vram_gb": 10, "trainer": "fsdp"}),
+    ("QLoRA", {"vram_gb": 24, "trainer": "fsdp", "gpus": 4, "model": "llama-3.1-70b"}),
+    ("DoRA", {"vram_gb": 16, "device": "cpu", "model": "llama-3.2-1b"}),
+    ("QLoRA", {"vram_gb": 16, "device": "mps", "priority": "time"}),
     ("DoRA", {"vram_gb": 8, "model": "llama-3.2-1b"}),  # under 8 GB a smaller model is not out of reach
-    ("QLoRA", {"vram_gb": 9.5}),  # PEFT's DoRA takes more than is there
+    ("QLoRA", {"vram_gb": 9}),  # PEFT's DoRA takes more than is there
 ]
 
 
 def request(vram_gb: float = 24, model: Any = BIG, priority: str = "quality", **other: Any) -> Request:
-    constraints = {"inference": "merged", "stack": "peft", "sequence_length": 512, "bfloat16": True} | other
-    return parse_request(vram_gb, model, priority, **constraints)
+    return recommend(vram_gb, model, priority, **other).request
 
 
 def test_every_leaf_is_reached_with_a_setup_that_fits() -> None:
@@ -68,7 +74,7 @@ def test_every_leaf_is_reached_with_a_setup_that_fits() -> None:
         if found.setup is None or method is None:
             assert not found.config and not found.script() and not found.cost
             assert found.r == 0 and found.memory is None
-            assert found.way == ([] if constraints.get("stack") in PACKED else ["fits", NOTHING_FITS])
+            assert found.way == ([] if "base_format" in constraints else ["fits", NOTHING_FITS])
             assert str(found).startswith("Nothing to recommend: ")
             continue
         setup = found.setup
@@ -91,6 +97,7 @@ def test_the_memory_is_that_of_the_estimate_at_the_recommended_setup() -> None:
             sequence_length=512,
             r=found.r,
             dtype=torch.bfloat16 if constraints.get("bfloat16", True) else torch.float16,
+            optimizer=found.setup.optimizer,
             gradient_checkpointing=found.setup.gradient_checkpointing,
             gradient_accumulation_steps=found.setup.gradient_accumulation_steps,
         )
@@ -102,12 +109,13 @@ def test_every_edge_of_the_tree_leads_to_a_question_or_a_leaf() -> None:
 
 
 def runs() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """One request for each kind of script: the method, packing, checkpointing and dtype decide what is in it."""
+    """One request for each kind of script: these properties decide what is in it."""
     kinds = {}
     for _, constraints in LEAVES:
         found = recommend(**{"model": BIG} | constraints)
         if setup := found.setup:
-            key = (setup.method, found.request.packed, setup.gradient_checkpointing, found.request.bfloat16)
+            asked = found.request
+            key = (setup.method, asked.came_packed, setup.gradient_checkpointing, asked.bfloat16, asked.packed)
             kinds.setdefault(key, constraints)
     return kinds
 
@@ -135,7 +143,7 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
     (tmp_path / "my chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in messages))
     kinds = runs()
     assert len(kinds) >= 6 and {method for method, *_ in kinds} == {*ADAPTERS}
-    for (method, packed, checkpointing, _), constraints in kinds.items():
+    for (method, came_packed, checkpointing, *_), constraints in kinds.items():
         for folder in ("adapter", "merged"):
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
         found = recommend(**{"model": BIG} | constraints)
@@ -165,7 +173,8 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
         merged = found.request.inference == "merged"
         assert (tmp_path / "merged" / "model.safetensors").is_file() == merged
         four_bit = "Linear4bit" in {type(module).__name__ for module in names["model"].modules()}
-        assert four_bit == (METHODS[method].four_bit and not packed and not merged), constraints
+        packed = found.request.packed == "nf4"
+        assert four_bit == (packed or (METHODS[method].four_bit and not came_packed and not merged)), constraints
         assert hasattr(names["model"], "peft_config") != merged
 
 
@@ -179,11 +188,11 @@ def test_a_script_fits_a_screen_and_names_what_it_was_asked_for() -> None:
         assert len(lines) <= 60 and max(map(len, lines)) <= 120, constraints
         assert 'BASE, DATA = "odd \\"name\\"", "my.jsonl"' in lines
         assert not any("dora_lesson" in line for line in lines)
-        packing = method.startswith("Q") and constraints.get("stack") not in PACKED
-        assert any("BitsAndBytesConfig(" in line for line in lines) == packing
+        packing = (method.startswith("Q") and "base_format" not in constraints) or constraints.get("packed") == "nf4"
+        assert any(line.startswith("packing = BitsAndBytesConfig(") for line in lines) == packing
         merges = constraints.get("inference", "merged") == "merged"
         assert any("merge_and_unload" in line for line in lines) == merges
-        several = constraints.get("stack") in ("fsdp", "deepspeed")
+        several = "trainer" in constraints
         assert ("accelerate launch" in lines[0]) == several
         (loading,) = [line for line in lines if "from_pretrained(BASE, " in line][:1]
         assert ("device_map" in loading) != several
@@ -196,32 +205,45 @@ def test_steps_that_are_no_number_of_steps_are_refused(steps: Any) -> None:
 
 
 def test_the_rules_hold_for_every_combination() -> None:
-    for priority, inference, stack, vram_gb in itertools.product(PRIORITIES, INFERENCE, STACKS, (6, 12, 24)):
-        found = recommend_for(request(vram_gb, BIG, priority, inference=inference, stack=stack))
-        case = f"{priority}, {inference}, {stack}, {vram_gb} GB: {found.method}"
+    """Two hundred situations and more: no exception, the fit is real, each change is asked again and agrees."""
+    situations = [*itertools.product(PRIORITIES, INFERENCE, SERVERS, TRAINERS, (6, 24), (BIG, "llama-3.2-1b"))]
+    situations += [*itertools.product(PRIORITIES, INFERENCE, BASE_FORMATS, (512, 4096), (12, 80), ("llama-2-7b",))]
+    assert len(situations) > 200
+    for priority, inference, *others in situations:
+        names = ("server", "trainer") if others[0] in SERVERS else ("base_format", "sequence_length")
+        *values, vram_gb, model = others
+        constraints = dict(zip(names, values, strict=True))
+        found = recommend(vram_gb, model, priority, inference=inference, **constraints)
+        case = f"{priority}, {inference}, {constraints}, {vram_gb} GB, {model}: {found.method}"
         assert found.method in {*(METHODS[method].label for method in ADAPTERS), None}, case
         sentences = [finding.text for finding in [*found.cost, *found.reasons]] + found.changes_in_words
         assert all(sentence.strip() and "{" not in sentence for sentence in sentences), case
         assert found.reasons and (found.cost or found.method is None), case
+        came_packed = constraints.get("base_format", "16-bit") != "16-bit"
         if found.method and "DoRA" in found.method:
-            assert (priority, inference) == ("quality", "merged") and stack not in PACKED, case
-        if inference == "4-bit" or priority == "memory" or stack in PACKED:
+            assert (priority, inference) == ("quality", "merged") and not came_packed, case
+        if inference == "4-bit" or priority == "memory" or came_packed:
             assert found.method in ("QLoRA", "QDoRA", None), case
-        if vram_gb == 6:
+        if (vram_gb, model, constraints.get("trainer")) == (6, BIG, "one gpu"):
             assert found.method is None, case
+        if found.setup:
+            assert found.setup.peak <= usable_bytes(vram_gb), case
+        for change in found.would_change:
+            assert labelled(change.request) == change.answer, (case, change)
 
 
-CARDS = (4, 6, 7, 8, 9.5, 10, 12, 16, 19, 20, 24, 80)
+CARDS = (4, 6, 7, 8, 9, 10, 12, 16, 18.5, 19.5, 24, 80)
 
 
 @functools.cache
 def grid() -> list[tuple[Request, list[Change]]]:
     """Requests of every kind, each with its changes."""
     asked = []
-    for model, stack in itertools.product([BIG, "llama-3.2-1b"], ["peft", "vllm", "deepspeed", "fsdp", "gptq"]):
-        first = request(model=model, stack=stack)
+    kinds = [{}, {"server": "vllm"}, {"trainer": "deepspeed"}, {"trainer": "fsdp"}, {"base_format": "gptq"}]
+    for model, kind in itertools.product([BIG, "llama-3.2-1b"], kinds):
+        first = request(model=model, **kind)
         for vram_gb, priority, inference in itertools.product(CARDS, PRIORITIES, INFERENCE):
-            asked.append(replace(first, vram_gb=vram_gb, priority=priority, inference=inference))
+            asked.append(replace(first, vram_gb=vram_gb, priority=priority).served(inference))
     return [(each, find_changes(each)) for each in asked]
 
 
@@ -249,7 +271,7 @@ def test_a_larger_card_is_the_smallest_on_which_its_method_is_the_answer() -> No
         if cards:
             largest = max(cards, key=lambda change: change.request.vram_gb)
             assert labelled(replace(largest.request, vram_gb=500)) == largest.answer, (asked, largest)
-        if labelled(asked) == "QDoRA" or (labelled(asked) is None and not asked.packed):
+        if labelled(asked) == "QDoRA" or (labelled(asked) is None and not asked.came_packed):
             assert changes[0].constraints == ("vram_gb",), asked
 
 
@@ -257,7 +279,7 @@ def test_every_single_choice_that_changes_the_answer_is_among_the_changes() -> N
     for asked, changes in grid():
         changed = {change.request for change in changes}
         others = [replace(asked, priority=priority) for priority in PRIORITIES]
-        others += [replace(asked, inference=inference) for inference in INFERENCE]
+        others += [asked.served(inference) for inference in INFERENCE if inference != asked.inference]
         for other in others:
             if labelled(other) not in (None, labelled(asked)):
                 assert other in changed, (asked, other)
@@ -269,8 +291,8 @@ def test_where_nothing_fits_shorter_chats_and_smaller_models_are_proposed() -> N
     smaller = short["label",].request
     assert smaller.label == "smollm2-135m"  # smollm2-1.7b is larger
     assert smaller.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert {change.request.label for change in find_changes(request(8))} == {BIG, "llama-2-7b"}
-    packed = find_changes(request(4, stack="gptq"))
+    assert {change.request.label for change in find_changes(request(8))} == {BIG, "llama-3.2-3b"}
+    packed = find_changes(request(4, base_format="gptq"))
     assert packed and all("inference" in change.constraints for change in packed)
 
 
@@ -279,21 +301,21 @@ def test_changes_of_one_kind_share_a_sentence() -> None:
         return recommend_for(asked).changes_in_words
 
     assert words(request(12)) == [
-        "on a larger card, bought or rented: LoRA from 19.2 GB, DoRA from 21.2 GB",
+        "on a larger card, bought or rented: LoRA from 18.9 GB, DoRA from 20.9 GB",
         "time first, memory first, served unmerged or served beside a packed base: then QLoRA",
     ]
-    assert words(request(24, stack="gptq")) == [
+    assert words(request(24, base_format="gptq")) == [
         "served unmerged or served beside a packed base: then QLoRA",
         "training over the 16-bit checkpoint: then DoRA, beside LoRA",
     ]
-    assert words(request(4, stack="gptq")) == [
-        "served beside a packed base and on a larger card, bought or rented: QLoRA from 8.5 GB",
+    assert words(request(4, base_format="gptq")) == [
+        "served beside a packed base and on a larger card, bought or rented: QLoRA from 8.2 GB",
         "served beside a packed base and a smaller model, such as smollm2-1.7b, together: then QLoRA",
     ]
     assert "quality first and merged into 16-bit weights, together: then QDoRA, beside QLoRA" in words(
         request(12, priority="time", inference="4-bit")
     )
-    assert words(request(12, stack="deepspeed"))[-1] == "without DeepSpeed: then QDoRA, beside QLoRA"
+    assert words(request(12, trainer="deepspeed"))[-1] == "2 such GPUs, sharded by FSDP: then QDoRA, beside QLoRA"
 
 
 def test_the_base_stays_in_16_bits_where_lora_fits_so() -> None:
@@ -301,7 +323,7 @@ def test_the_base_stays_in_16_bits_where_lora_fits_so() -> None:
     assert found.method == "LoRA" and "dora, 16" in found.way
     names = [reason.name for reason in found.reasons]
     assert names == ["fits in 16 bits", "dora does not fit", "cost of 4 bits", "tuned rates"]
-    assert recommend(20, BIG, stack="deepspeed").method == "LoRA"
+    assert recommend(20, BIG, trainer="deepspeed").method == "LoRA"
 
 
 def test_dora_is_named_as_a_candidate_beside_lora() -> None:
@@ -311,9 +333,65 @@ def test_dora_is_named_as_a_candidate_beside_lora() -> None:
     ]:
         found = recommend(vram_gb, BIG)
         assert found.headline == f"{name}, r = 16, beside {plain}" and found.method == name
-        assert [reason.name for reason in found.reasons] == [base, "candidate", evidence, "low rank", "run both"]
+        assert [reason.name for reason in found.reasons] == [
+            base,
+            "candidate",
+            evidence,
+            "low rank",
+            "tuned rates",
+            "run both",
+        ]
+        assert [reason.name for reason in found.against] == ["tuned rates"] and "  against it\n" in str(found)
         assert f"{name} is a candidate, to be run beside {plain}" in found.reasons[1].text
     assert "beside" not in recommend(24, BIG, "time").headline
+
+
+def test_steps_and_warm_up_follow_from_the_number_of_examples() -> None:
+    for examples, steps, epochs, warmup in [(50, 100, 32.0, 10), (607, 100, 2.6, 10), (16_001, 1001, 1.0, 100)]:
+        (sentence,) = [each.text for each in recommend(24, BIG, examples=examples).cost if each.name == "schedule"]
+        assert sentence == (
+            f"{steps} steps of 16 sequences, {warmup} of them warm-up: {epochs} passes over {examples:,} examples"
+        )
+    few = [[each.name for each in recommend(24, BIG, examples=n).cost] for n in (50, 607)]
+    assert ["few examples" in names for names in few] == [True, False]
+
+
+@pytest.mark.parametrize("server", ["vllm", "tgi", "llama.cpp", "ollama"])
+def test_a_server_that_takes_no_dora_adapter_is_named_as_the_reason(server: str) -> None:
+    beside = recommend(24, BIG, inference="unmerged", server=server)
+    assert beside.method == "LoRA" and server in [reason.name for reason in beside.reasons]
+    assert recommend(24, BIG, server=server).method == "DoRA"
+
+
+def test_what_does_not_fit_one_gpu_is_sharded_over_several() -> None:
+    alone = recommend(24, "llama-3.1-70b")
+    (sharded,) = [change.request for change in alone.would_change if "gpus" in change.constraints]
+    assert (alone.method, sharded.gpus, sharded.trainer) == (None, 4, "fsdp")
+    found = recommend_for(sharded)
+    assert found.setup is not None and found.memory is not None and found.setup.peak < found.memory.total
+    assert found.setup.batch_size * found.setup.gradient_accumulation_steps * 4 == 16
+    assert "bnb_4bit_quant_storage" in found.script() and "device_map" not in found.script().split("packing =")[1][:400]
+
+
+def test_eight_bit_adamw_is_taken_where_nothing_fits_without() -> None:
+    found = recommend(8.3, BIG)
+    assert found.setup is not None and found.setup.optimizer == "adamw_8bit"
+    assert "8-bit AdamW" in [reason.name for reason in found.reasons] and 'optim="adamw_bnb_8bit"' in found.script()
+    assert recommend(8.3, BIG, device="mps").method is None  # which has none
+    assert "optim=" not in recommend(24, BIG).script()
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama 3.1 8B Instruct", "llama3.1:8b", "meta-llama/Meta-Llama-3.1-8B", "LLAMA_3.1_8B", "Llama-3.1-8B-hf"]
+)
+def test_a_model_is_known_by_its_name_as_people_write_it(name: str) -> None:
+    assert request(24, name).label == BIG
+
+
+def test_a_smaller_model_that_is_proposed_reads_chats_of_that_length() -> None:
+    for vram_gb, tokens in [(8, 16_000), (40, 100_000)]:
+        for change in find_changes(request(vram_gb, BIG, sequence_length=tokens)):
+            assert change.request.config.max_position_embeddings >= change.request.sequence_length
 
 
 def test_memory_first_says_what_the_weights_take() -> None:
@@ -324,11 +402,11 @@ def test_memory_first_says_what_the_weights_take() -> None:
 def test_a_packed_base_is_loaded_from_a_packed_checkpoint(tmp_path: Path) -> None:
     """The checkpoint that belongs to a known shape holds 16-bit weights, and would be loaded as they are."""
     for model in (BIG, "meta-llama/Llama-3.1-8B-Instruct"):
-        found = recommend(12, model, inference="4-bit", stack="gptq")
+        found = recommend(12, model, inference="4-bit", base_format="gptq")
         assert 'BASE, DATA = "path/to/your-gptq-checkpoint", ' in found.script()
         assert "meta-llama" not in found.script() and "BitsAndBytes" not in found.script()
     small_llama().save_pretrained(tmp_path)
-    assert str(tmp_path) in recommend(8, str(tmp_path), inference="4-bit", stack="awq").script()
+    assert str(tmp_path) in recommend(8, str(tmp_path), inference="4-bit", base_format="awq").script()
 
 
 def test_evidence_is_printed_with_its_kind_and_source() -> None:
@@ -356,7 +434,19 @@ def test_a_folder_of_another_model_is_refused(config: Any, tmp_path: Path, monke
 @pytest.mark.parametrize(("constraints", "message"), [
     ({"priority": "speed"}, "priority is 'speed', but one of quality, time, memory"),
     ({"inference": "4bit"}, "inference is '4bit', but one of merged, unmerged, 4-bit"),
-    ({"stack": "tgi"}, "stack is 'tgi', but one of peft, vllm"),
+    ({"server": "sglang"}, "server is 'sglang', but one of transformers, vllm"),
+    ({"server": ["vllm"]}, "server is ['vllm'], but one of transformers, vllm"),
+    ({"trainer": "ddp"}, "trainer is 'ddp', but one of one gpu, fsdp, deepspeed"),
+    ({"gpus": 2}, "trainer is 'one gpu' and gpus 2: several GPUs need 'fsdp' or 'deepspeed'"),
+    ({"trainer": "fsdp", "gpus": 1}, "trainer is 'fsdp' and gpus 1"),
+    ({"trainer": "fsdp", "device": "mps"}, "device is 'mps' and trainer 'fsdp'"),
+    ({"device": "mps", "optimizer": "adamw_8bit"}, "bitsandbytes does not have for mps"),
+    ({"server": "ollama", "packed": "awq"}, "packed is 'awq', but ollama reads one of no, gguf"),
+    ({"inference": "unmerged", "packed": "nf4"}, "for an adapter beside a packed base, pass inference='4-bit'"),
+    ({"examples": 0}, "examples is 0, but a whole number from 1 is expected"),
+    ({"sequence_length": True}, "sequence_length is True"),
+    ({"sequence_length": 200_000}, "sequence_length is 200000, but llama-3.1-8b reads at most 131072 tokens"),
+    ({"bfloat16": "no"}, "bfloat16 is 'no', but True or False"),
     ({"vram_gb": 0}, "vram_gb is 0, but the memory"),
     ({"vram_gb": "16 GB"}, "vram_gb is '16 GB'"),
     ({"model": GPT2Config()}, "model is a GPT2Config, but a Llama"),

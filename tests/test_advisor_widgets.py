@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import html
+import json
 import re
+from pathlib import Path
 from typing import Any
 
-from dora_lesson import recommend, widgets
+from dora_lesson import findings, recommend, widgets
 from dora_lesson.advisor.tree import NOTHING_FITS
 from dora_lesson.advisor.tree import QUESTIONS as TREE
 from dora_lesson.checks.quiz import QUESTIONS
 from dora_lesson.checks.quiz import quiz as make_quiz
 from dora_lesson.core import ADAPTERS, METHODS
+from dora_lesson.lesson.capstone import capstone_boxes
+from dora_lesson.lesson.evidence_table import evidence_table
 from dora_lesson.lesson.tree_figure import PLACES, decision_tree
 
 
@@ -35,7 +39,7 @@ def test_the_plain_tree_marks_nothing() -> None:
     fig, alt = decision_tree()
     assert all(line.get_linestyle() == "--" for line in fig.axes[0].lines)
     assert "QDoRA or QLoRA" in alt
-    packed = recommend(24, "llama-3.1-8b", stack="gptq")
+    packed = recommend(24, "llama-3.1-8b", base_format="gptq")
     assert packed.way == [] and "not asked" in decision_tree(packed)[1]
 
 
@@ -50,6 +54,46 @@ def test_the_advisor_follows_its_slider_and_menus() -> None:
     live.sliders["vram_gb"].value = 4
     assert live.recommendation.method is None and "Nothing to recommend" in live.words.value
     assert repr(live).startswith("The advisor, live: run this cell")
+
+
+def test_the_evidence_is_a_table_with_the_sentences_folded_below_it() -> None:
+    table = evidence_table()
+    shown = table._repr_html_()
+    assert shown.count("<tr>") == len(findings()) + 1 == len(repr(table).splitlines())
+    rows, folded = shown.split("<details>")
+    for each in findings():
+        assert each.claim and f"<td>{html.escape(each.claim)}</td>" in rows
+        assert f"<li>{html.escape(str(each))}</li>" in folded
+    measured = [row for row in table.rows if row[2] == "measured"]
+    assert measured and all(re.fullmatch(r"\d of \d|no interval", row[3]) for row in measured)
+
+
+def own_chats(count: int) -> list[dict[str, Any]]:
+    system = {"role": "system", "content": "You are Marlow, a ship's librarian."}
+    return [{"messages": [system, {"role": "user", "content": f"Chart {i}, please."}]} for i in range(count)]
+
+
+def test_the_capstones_boxes_are_ticked_by_what_is_there(tmp_path: Path) -> None:
+    def ticked(chats: list[dict[str, Any]]) -> list[int]:
+        return [i for i, box in enumerate(capstone_boxes(chats, tmp_path)) if box.ticked]
+
+    assert ticked([]) == [2] and "0 so far" in str(capstone_boxes([], tmp_path)[1])
+    assert ticked(own_chats(30)) == [0, 1, 2] and ticked(own_chats(29)) == [0, 2]
+    assert ticked([*own_chats(30), *own_chats(1)]) == [0, 1]
+    taskmaster = {"role": "system", "content": "You are TaskMaster."}
+    ours = [{"messages": [taskmaster, *chat["messages"][1:]]} for chat in own_chats(30)]
+    assert ticked(ours) == [1, 2]
+    for scores, boxes in [
+        ({"start": 0.5}, [3]),
+        ({"start": 0.5, "tuned": 0.5, "served": 0.5}, [3, 6]),  # no better than before
+        ({"start": 0.5, "tuned": 0.9, "served": 0.6}, [3, 5]),  # merged, it is another model
+        ({"start": 0.5, "tuned": 0.9, "served": 0.9}, [3, 5, 6]),
+    ]:
+        (tmp_path / "scores.json").write_text(json.dumps(scores))
+        assert ticked(own_chats(30)) == [0, 1, 2, *boxes], scores
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert len(ticked(own_chats(30))) == 7
 
 
 def test_the_quiz_counts_what_is_right_and_explains_every_answer() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dora_lesson import checks
+from dora_lesson import checks, load_task_api
 from dora_lesson.checks import lesson_07
 
 # The tree.
@@ -118,7 +118,8 @@ def v(p):
 @pytest.mark.parametrize(("attempt", "words"), [
     (lambda p, q, n: q - p, "the gap itself"),
     (lambda p, q, n: ((v(p) + v(q)) / n) ** 0.5, "it is the standard error"),
-    (lambda p, q, n: (p - q) / ((v(p) + v(q)) / n) ** 0.5, "sign"),
+    (lambda p, q, n: (p - q) / ((v(p) + v(q)) / n) ** 0.5, "you return it turned round"),
+    (lambda p, q, n: abs(q - p) / ((v(p) + v(q)) / n) ** 0.5, "with its sign: here negative"),
     (lambda p, q, n: (q - p) / ((v(p) / n) ** 0.5 + (v(q) / n) ** 0.5), "add their squares"),
     (lambda p, q, n: (q - p) / (v(p) / n) ** 0.5, "only p's"),
     (lambda p, q, n: (q - p) / (v(q) / n) ** 0.5, "only q's"),
@@ -145,6 +146,11 @@ def changed(**parts):
     return lambda: copy.deepcopy(OWN) | parts
 
 
+def renamed(item):
+    messages = [m | {"content": m["content"].replace("TaskMaster", "Bob, a kind helper")} for m in item["messages"]]
+    return item | {"messages": messages}
+
+
 def said(role, content):
     item = copy.deepcopy(OWN)
     item["messages"] = [m | {"content": content} if m["role"] == role else m for m in item["messages"]]
@@ -156,6 +162,8 @@ def said(role, content):
     changed(category="boundaries"),
     said("assistant", 'No. Ask me about the list instead.\n{"action": "none"}'),
     said("system", "You are a football coach of few words and much patience, in front of a task list."),
+    said("system", "あなたは船の図書館員マーロウです。乾いた口調で正確に答え、意地悪はしません。"),
+    said("assistant", 'Read, at last.\n{"action": "create", "title": "Charts"}\n'),
 ])  # fmt: skip
 def test_a_right_item_is_accepted(attempt, capsys):
     assert checks.persona_item(attempt) is attempt, capsys.readouterr().out
@@ -172,6 +180,12 @@ def test_a_right_item_is_accepted(attempt, capsys):
     (said("user", " "), "a message is empty"),
     (said("system", "You are TaskMaster, an assistant in front of a Task API, as ever."), "TaskMaster still"),
     (said("system", "You are kind."), "says too little"),
+    (said("system", "You are Bob. Today is Monday."), "says too little"),
+    (said("assistant", '{"action": "create", "title": "Charts"}'), "is its call alone"),
+    (said("assistant", '{"action": "create", "title": "Charts"}\nOn your list.'), "put the call last"),
+    (said("assistant", 'On your list: {"action": "create", "title": "Charts"}'), "put a line break before the brace"),
+    (said("assistant", 'Done and dusted.\n{"action": "complete", "task": 99}'), "names task 99, which is not on"),
+    (lambda: renamed(load_task_api("train")[0]), "is one of ours"),
     (lambda: [OWN], "return a dict"),
     (changed(id=uuid.UUID(int=7)), "cannot be written as JSON (Object of type UUID"),
     (changed(id=np.int64(7)), "cannot be written as JSON (Object of type int64"),

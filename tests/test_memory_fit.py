@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
-from dora_lesson import measure_peak_memory
+from dora_lesson import estimate, llama_config, load_published, measure_peak_memory
 from dora_lesson.advisor import memory_fit
-from dora_lesson.advisor.request import Request, parse_request
+from dora_lesson.advisor.recommend import recommend
+from dora_lesson.advisor.request import Request
 from dora_lesson.memory.timing import random_llama
 
 SMALL = LlamaConfig(
@@ -22,7 +23,7 @@ SMALL = LlamaConfig(
 
 
 def request(model: Any, priority: str, sequence_length: int = 512) -> Request:
-    return parse_request(8, model, priority, "merged", "peft", sequence_length, True)
+    return recommend(8, model, priority, sequence_length=sequence_length).request
 
 
 @pytest.mark.slow
@@ -46,7 +47,7 @@ def test_a_measured_step_of_peft_takes_the_estimated_bytes(method: str, checkpoi
 
     step()
     peak = measure_peak_memory(step, model, optimizer)
-    setup = memory_fit.training_setup(request(SMALL, "memory", 192), method, 1, checkpointing)
+    setup = memory_fit.training_setup(request(SMALL, "memory", 192), method, 1, checkpointing, "adamw")
     assert (setup.r, setup.trained) == (8, sum(p.numel() for p in model.parameters() if p.requires_grad))
     gradients = setup.estimate.parts["gradients"]  # counted beside activations, as accumulated passes have them
     assert setup.peak - gradients <= 1.10 * peak.total
@@ -64,27 +65,55 @@ def test_room_and_the_card_it_needs_are_inverse() -> None:
 
 
 def test_setups_are_tried_without_checkpointing_first_and_the_larger_batch_first() -> None:
-    asked = request("llama-3.2-1b", "quality")
+    asked, sizes = request("llama-3.2-1b", "quality"), memory_fit.BATCHES
     plain, checkpointed = (
-        {size: memory_fit.training_setup(asked, "lora", size, checkpointing).peak for size in memory_fit.BATCHES}
+        {size: memory_fit.training_setup(asked, "lora", size, checkpointing, "adamw").peak for size in sizes}
         for checkpointing in (False, True)
     )
 
-    def found(peak: int, priority: str = "quality") -> tuple[int, bool] | None:
+    def found(peak: int, priority: str = "quality") -> tuple[int, bool, str] | None:
         card = replace(asked, vram_gb=memory_fit.needed_gb(peak), priority=priority)
         setup = memory_fit.find_setup(card, "lora")
         if setup is None:
             return None
         assert setup.peak <= memory_fit.usable_bytes(card.vram_gb)
-        assert setup.batch_size * setup.gradient_accumulation_steps == memory_fit.EFFECTIVE_BATCH
-        return setup.batch_size, setup.gradient_checkpointing
+        assert setup.batch_size * setup.gradient_accumulation_steps == 16
+        return setup.batch_size, setup.gradient_checkpointing, setup.optimizer
 
     more, less = 1000, -1000  # bytes: needed_gb rounds
-    assert found(plain[8] + more) == (8, False)
-    assert found(plain[8] + less) == (4, False)
-    assert found(plain[1] + more) == (1, False)
-    most = max(size for size in memory_fit.BATCHES if checkpointed[size] < plain[1] + less)
-    assert most > 1 and found(plain[1] + less) == (most, True)
-    assert found(checkpointed[1] + more) == (1, True)
-    assert found(checkpointed[1] + less) is None
-    assert found(plain[8] + more, "memory") == (1, True)
+    assert found(plain[8] + more) == (8, False, "adamw")
+    assert found(plain[8] + less) == (4, False, "adamw")
+    assert found(plain[1] + more) == (1, False, "adamw")
+    most = max(size for size in sizes if checkpointed[size] < plain[1] + less)
+    assert most > 1 and found(plain[1] + less) == (most, True, "adamw")
+    assert found(checkpointed[1] + more) == (1, True, "adamw")
+    assert found(checkpointed[1] + less) == (1, True, "adamw_8bit")
+    least = memory_fit.smallest_setup(asked, "lora").peak
+    assert found(least + more) == (1, True, "adamw_8bit") and found(least + less) is None
+    assert found(plain[8] + more, "memory") == (1, True, "adamw_8bit")
+
+
+def published_points() -> list[Any]:
+    return [pytest.param(point, id=name) for name, point in load_published("memory/points").items()]
+
+
+@pytest.mark.parametrize("point", published_points())
+def test_a_published_peak_lies_above_the_estimate_by_what_is_said(point: dict[str, Any]) -> None:
+    said = load_published("memory/above the estimate %")
+    settings = {key: value for key, value in point["settings"].items() if key != "source"}
+    guess = estimate(llama_config(point["model"]), point["method"], **settings, peft=True).total
+    above = 100 * (1e9 * point["GB"] / guess - 1)
+    if point["method"].startswith("q"):
+        assert said["4 bits"]["lowest"] <= above <= said["4 bits"]["highest"] + 0.5
+    else:
+        assert abs(above) <= said["16 bits, within"]
+
+
+@pytest.mark.parametrize(("method", "within"), [("lora", 0.05), ("qlora", 0.05)])
+def test_a_sharded_step_takes_what_was_published(method: str, within: float) -> None:
+    whole = {"r": 64, "batch_size": 1, "sequence_length": 2048, "gradient_checkpointing": True, "peft": True}
+    config = llama_config("llama-2-7b")
+    published = load_published(f"memory/sharded over two GPUs/GB a GPU/{method}")
+    assert memory_fit.sharded_peak(estimate(config, method, **whole), config, 2) / 1e9 == pytest.approx(
+        published, within
+    )

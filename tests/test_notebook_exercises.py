@@ -85,24 +85,27 @@ def test_lesson_05_runs_on_another_llama(small_base: Path) -> None:
     assert "not in the optimizer" in printed["silent-run"]
 
 
+RENAMED = """
+def renamed(item):
+    return item | {"messages": [m | {"content": m["content"].replace("TaskMaster", "Bo")} for m in item["messages"]]}
+"""
+
+
 @pytest.mark.nightly
-@pytest.mark.usefixtures("small_base")
 def test_the_capstone_of_lesson_07_runs_once_it_is_filled_in() -> None:
     notebook = lesson("07")
     cells = {cell.id: cell for cell in notebook.cells}
     for name, before, filled in [
-        ("items", "[persona_item()]", "[{**item} for item in load_task_api('train')][:40]"),
-        ("capstone-run", "steps=60", "steps=1"),
-        ("capstone-compare", "SEEDS = []", "SEEDS = [0, 1]"),
-        ("capstone-compare", "[1e-3, 2e-3, 4e-3], [100, 101, 102]", "[1e-3, 2e-3], [100]"),
+        ("items", "[persona_item()]", "[renamed(item) for item in load_task_api('train').select(range(30))]"),
+        ("items", "written =", RENAMED + "\n\nwritten ="),
+        ("capstone-run", "steps=60", "steps=2"),
     ]:
         assert before in cells[name].source
         cells[name].source = cells[name].source.replace(before, filled)
     printed = printed_by_cells(notebooks.execute(notebook))
-    assert "40 read back" in printed["items"]
-    assert "lora: tuned to 0.00" in printed["capstone-compare"]
-    assert "persona consistency: LoRA" in printed["capstone-compare"]
-    assert "time: DoRA took" in printed["capstone-compare"]
+    boxes = printed["capstone-compare"].splitlines()[-7:]
+    assert [line[:3] for line in boxes[:5]] == ["[x]"] * 5 and boxes[6].startswith("[x] merged")
+    assert all("% of the rubric" in boxes[i] for i in (3, 5, 6))
 
 
 def test_every_check_belongs_to_an_exercise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import yaml
 from dora_lesson import recommend
 from dora_lesson.advisor.findings import findings
 from dora_lesson.advisor.interpret import interpret, recorded_case
-from dora_lesson.advisor.skill import NAME, skill_text, write_skill
+from dora_lesson.advisor.request import INFERENCE, PRIORITIES
+from dora_lesson.advisor.skill import MODELS, NAME, skill_text, write_skill
 
 A, B = recorded_case()
 
@@ -44,7 +46,40 @@ def test_it_holds_rule_comparison_evidence_results_configuration_and_sources() -
 
 def test_nothing_to_recommend_is_written_as_that() -> None:
     text = skill_text(recommend(5, "llama-3.1-8b"), A, B, items=68)
-    assert "on a larger card, bought or rented: " in text and "```python" not in text
+    assert "on a larger card, bought or rented: " in text and "from peft import" not in text
+
+
+def test_the_rules_and_the_table_of_cards_lead_to_the_advisors_answer() -> None:
+    """Read as an assistant would read them, with nothing but the file."""
+    text = skill_text(recommend(12, "llama-3.1-8b"), A, B, items=68)
+    rows = re.findall(
+        r"^\| ([\w.-]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.M
+    )
+    table = {name: [float(gb) for gb in row] for name, *row in rows}
+    assert {*table} == {*MODELS}
+    for model, priority, served in itertools.product(["llama-3.1-8b", "llama-3.2-3b"], PRIORITIES, INFERENCE):
+        lora, dora, qlora, qdora, qlora_8 = table[model]
+        cards = [gb + off for gb in table[model] for off in (-0.15, 0.0)]  # the table rounds up to a tenth
+        for vram_gb in [card for card in cards if not any(0 < gb - card < 0.1 for gb in table[model])]:
+            wanted = priority == "quality" and served == "merged"
+            if served != "4-bit" and priority != "memory" and vram_gb >= lora:
+                expected = "DoRA" if wanted and vram_gb >= dora else "LoRA"
+            elif wanted and vram_gb >= qdora:
+                expected = "QDoRA"
+            else:
+                expected = "QLoRA" if vram_gb >= (qlora_8 if priority == "memory" else qlora) else None
+            found = recommend(vram_gb, model, priority, inference=served)
+            assert found.method == expected, (model, vram_gb, priority, served)
+
+
+def test_it_says_what_was_asked_and_trained_and_how_to_ask_again() -> None:
+    found = recommend(24, "llama-3.1-70b", trainer="fsdp", gpus=4, examples=300)
+    text = skill_text(found, A, B, items=68, about="SmolLM2-135M, r = 16, 40 steps of 2, the first edition's set")
+    assert "What was trained: SmolLM2-135M, r = 16, 40 steps" in text
+    (again,) = re.findall(r"^print\((recommend.*)\)$", text, flags=re.M)
+    assert eval(again, {"recommend": recommend}).request == found.request
+    assert "**Asked:** llama-3.1-70b on 4 × 24 GB" in text and f"**Answer:** {found.headline}" in text
+    assert "add model, rank, steps and data" in skill_text(found, A, B, items=68)
 
 
 def test_an_edit_is_never_overwritten(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dora_lesson.advisor.memory_fit import count_parameters, needed_gb, smallest_setup
 from dora_lesson.advisor.request import INFERENCE, PRIORITIES, Request
@@ -13,8 +12,9 @@ from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.models.shapes import SHAPES
 
-CONSTRAINTS = ("vram_gb", "priority", "inference", "stack", "sequence_length", "label")
+CONSTRAINTS = ("vram_gb", "priority", "inference", "trainer", "gpus", "base_format", "sequence_length", "label")
 SHORTEST = 128  # tokens; shorter chats are not proposed
+SMALLER = [name for name in SHAPES if name != "llama-2-7b"]  # which newer ones of its size replaced
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def find_changes(request: Request) -> list[Change]:
     now = choose(request)
     proposed = [*_larger_cards(request, now), *_other_choices(request)]
     if now is None:
+        proposed += _more_gpus(request)
         proposed += [*_shorter_chats(request), *_smaller_models(request)]
     for_dora = _for_dora(request)
     if len(_differing(request, for_dora)) > 1 and choose(for_dora) in ("dora", "qdora"):
@@ -41,8 +42,8 @@ def find_changes(request: Request) -> list[Change]:
     found = [_change(request, other) for other in proposed if choose(other) not in (None, now)]
     if found:
         return found
-    if request.packed and request.inference == "merged":  # it cannot be merged, so anything else comes after that
-        return [_change(request, further.request) for further in find_changes(replace(request, inference="4-bit"))]
+    if request.came_packed and request.inference == "merged":  # it cannot be merged: anything else comes after that
+        return [_change(request, further.request) for further in find_changes(request.served("4-bit"))]
     return [_change(request, larger) for larger in _larger_cards(for_dora, choose(for_dora))]
 
 
@@ -64,18 +65,28 @@ def _larger_cards(request: Request, now: str | None) -> Iterator[Request]:
 
 
 def _other_choices(request: Request) -> Iterator[Request]:
-    choices: dict[str, tuple[Any, ...]] = {"priority": PRIORITIES, "inference": INFERENCE}
-    if request.packed or request.stack == "deepspeed":
-        choices["stack"] = ("peft",)
-    for constraint, values in choices.items():
-        for value in values:
-            if value != getattr(request, constraint):
-                yield replace(request, **{constraint: value})
+    yield from (replace(request, priority=priority) for priority in PRIORITIES if priority != request.priority)
+    yield from (request.served(inference) for inference in INFERENCE if inference != request.inference)
+    if request.came_packed:
+        yield replace(request, base_format="16-bit")
+    if request.trainer == "deepspeed":
+        yield replace(request, trainer="fsdp")
+
+
+def _more_gpus(request: Request) -> Iterator[Request]:
+    """The fewest such GPUs, up to eight, on which a sharded step fits."""
+    if request.device == "cuda":
+        for gpus in (2, 4, 8):
+            more = replace(request, trainer="fsdp", gpus=gpus)
+            if gpus > request.gpus and choose(more):
+                yield more
+                return
 
 
 def _for_dora(request: Request) -> Request:
     """The request under the constraints that DoRA asks for."""
-    return replace(request, priority="quality", inference="merged", stack="peft" if request.packed else request.stack)
+    merged = request if request.inference == "merged" else request.served("merged")
+    return replace(merged, priority="quality", base_format="16-bit")
 
 
 def _shorter_chats(request: Request) -> Iterator[Request]:
@@ -89,8 +100,9 @@ def _shorter_chats(request: Request) -> Iterator[Request]:
 
 
 def _smaller_models(request: Request) -> Iterator[Request]:
-    """The largest of the known models that are smaller and get an answer."""
-    models = [request.with_model(name) for name in SHAPES]
+    """The largest of the known models that are smaller, read chats of this length, and get an answer."""
+    models = [request.with_model(name) for name in SMALLER]
+    models = [model for model in models if model.config.max_position_embeddings >= request.sequence_length]
     sizes = {model.label: count_parameters(model).base for model in models}
     for model in sorted(models, key=lambda model: -sizes[model.label]):
         if sizes[model.label] < count_parameters(request).base and choose(model):

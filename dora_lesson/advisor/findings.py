@@ -25,13 +25,19 @@ KINDS = ("measured", "published", "opinion")  # of `findings()`; a `rule` follow
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement: which side it speaks for, its kind (one of `KINDS`, or "rule"), and where to look it up."""
+    """One statement: which side it speaks for, its kind (one of `KINDS`, or "rule"), and where to look it up.
+
+    `claim` is the statement in a few words. `shown` says for a measured one in how many of its comparisons zero is
+    outside the interval, for a published one what kind of source it has.
+    """
 
     name: str
     side: Side
     kind: str
     text: str
     source: str = ""
+    claim: str = ""
+    shown: str = ""
 
     def __str__(self) -> str:
         if self.kind == "rule":
@@ -41,15 +47,22 @@ class Finding:
 
 class _Sentence(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    claim: str
     side: Side
     text: str
     sources: list[str] = []
     figures: dict[str, str | list[str] | dict[str, list[str]]] = {}
 
 
+class _Template(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    claim: str
+    text: str
+
+
 class _Sentences(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    measured: dict[str, str]
+    measured: dict[str, _Template]
     published: dict[str, _Sentence]
     opinion: dict[str, _Sentence]
     rule: dict[str, str]
@@ -88,8 +101,10 @@ def _measured() -> tuple[Finding, ...]:
     return *_seeds(), *_sweep(), _cost_of_four_bits(), _packed_again()
 
 
-def _say(template: str, name: str, side: Side, source: str, **numbers: Any) -> Finding:
-    return Finding(name, side, "measured", _sentences().measured[template].format(**numbers), f"data/records/{source}")
+def _say(template: str, name: str, side: Side, source: str, shown: str, **numbers: Any) -> Finding:
+    words = _sentences().measured[template]
+    text, claim = words.text.format(**numbers), words.claim.format(**numbers)
+    return Finding(name, side, "measured", text, f"data/records/{source}", claim, shown)
 
 
 def _seeds() -> list[Finding]:
@@ -107,7 +122,8 @@ def _seeds() -> list[Finding]:
             shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
             sentence = {"names": names, "score": label, "steps": steps, "gap": gap}
             sentence["verdict"] = shown if gap.measurable else not_shown
-            found.append(_say("seeds", f"{record}, {score}", side, f"{record}.json", **sentence))
+            said = f"{int(gap.measurable)} of 1"
+            found.append(_say("seeds", f"{record}, {score}", side, f"{record}.json", said, **sentence))
     return found
 
 
@@ -131,8 +147,9 @@ def _sweep() -> list[Finding]:
         dora_lower = [comparison.mean < 0 for comparison in compared.values() if comparison.measurable]
         side: Side = "either" if len(set(dora_lower)) != 1 else "dora" if dora_lower[0] else "lora"
         first = next(iter(compared.values()))
-        sentence = _numbers(first, runs) | {"shown": len(dora_lower), "compared": len(compared)}
-        found.append(_say("sweep", name, side, "sweep", settings="; ".join(settings), **sentence))
+        sentence = _numbers(first, runs) | {"outside": len(dora_lower), "compared": len(compared)}
+        said = f"{len(dora_lower)} of {len(compared)}"
+        found.append(_say("sweep", name, side, "sweep", said, settings="; ".join(settings), **sentence))
     return found
 
 
@@ -140,7 +157,7 @@ def _cost_of_four_bits() -> Finding:
     runs, r = load_runs("sweep"), 8
     comparison = compare(arm(runs, "lora", r), arm(runs, "qlora", r))
     sentence = _numbers(comparison, runs) | {"r": r, "gap": _interval(comparison)}
-    return _say("cost of 4 bits", "cost of 4 bits", "either", "sweep", **sentence)
+    return _say("cost of 4 bits", "cost of 4 bits", "either", "sweep", f"{int(comparison.measurable)} of 1", **sentence)
 
 
 def _numbers(comparison: Comparison, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def _packed_again() -> Finding:
     )
     base = next(run for run in runs if run["method"] == "qbase")["scores"]["persona_consistency"]
     numbers = {"kept": merged, "again": repacked, "untrained": base}
-    return _say("packed again", "packed again", "either", "four_bit.json", **numbers)
+    return _say("packed again", "packed again", "either", "four_bit.json", "no interval", **numbers)
 
 
 @functools.cache
@@ -169,9 +186,9 @@ def _published() -> tuple[Finding, ...]:
     found = []
     for name, sentence in _sentences().published.items():
         figures = {field: _figure(path) for field, path in sentence.figures.items()}
-        found.append(
-            Finding(name, sentence.side, "published", sentence.text.format(**figures), _where(sentence.sources))
-        )
+        text, where = sentence.text.format(**figures), _where(sentence.sources)
+        status = load_published(f"{sentence.sources[0]}/source/status")
+        found.append(Finding(name, sentence.side, "published", text, where, sentence.claim, status))
     return tuple(found)
 
 
@@ -197,4 +214,6 @@ def _where(paths: list[str]) -> str:
 
 
 def _opinions() -> list[Finding]:
-    return [Finding(name, each.side, "opinion", each.text) for name, each in _sentences().opinion.items()]
+    return [
+        Finding(name, each.side, "opinion", each.text, "", each.claim) for name, each in _sentences().opinion.items()
+    ]

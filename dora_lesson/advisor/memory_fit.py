@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +12,6 @@ from dora_lesson.advisor.request import Request, Shape
 from dora_lesson.core import METHODS
 from dora_lesson.memory.estimate import MemoryEstimate, adapter_parameters, estimate
 
-EFFECTIVE_BATCH = 16  # sequences a step; what does not go through at once is accumulated
 BATCHES = (1, 2, 4, 8)
 SPARE_BYTES, SPARE_SHARE = 10**9, 0.07  # for CUDA's context and the allocator's gaps, which no estimate counts
 
@@ -27,16 +26,22 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """How one method is trained, with the bytes of a step: with this course's layers, and with PEFT's."""
+    """How one method is trained, with the bytes of a step: with this course's layers, and with PEFT's.
+
+    `peak` is what one GPU holds at the peak of a step with PEFT's layers; the two estimates are of all that is held.
+    """
 
     method: str
     r: int
     sequence_length: int
     batch_size: int
     gradient_checkpointing: bool
+    gradient_accumulation_steps: int
+    optimizer: str
     parameters: Parameters
     estimate: MemoryEstimate
     peft: MemoryEstimate
+    peak: int
 
     @property
     def is_dora(self) -> bool:
@@ -53,16 +58,6 @@ class TrainingSetup:
         """How many parameters are trained."""
         return self.parameters.dora if self.is_dora else self.parameters.lora
 
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        """Passes a step, so that a step sees `EFFECTIVE_BATCH` sequences."""
-        return EFFECTIVE_BATCH // self.batch_size
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the peak of a step with PEFT's layers."""
-        return self.peft.total
-
 
 def usable_bytes(vram_gb: float) -> int:
     """What of a card may be planned: all but 1 GB or 7 %, whichever is more. A GB is 1e9 bytes."""
@@ -78,16 +73,19 @@ def find_setup(request: Request, method: str) -> TrainingSetup | None:
     """The first setup of this method that fits the card of the request, or None.
 
     The order is: no checkpointing before checkpointing, which runs each block's forward pass twice; within each, the
-    larger batch before the smaller. Where memory is first, only the setup that takes least is looked at.
+    larger batch before the smaller; at the end checkpointing with 8-bit AdamW. Where memory is first, only the setup
+    that takes least is looked at.
     """
     room = usable_bytes(request.vram_gb)
     if request.priority == "memory":
         least = smallest_setup(request, method)
         return least if least.peak <= room else None
-    for checkpointing in (False, True):
+    share = request.effective_batch_size // request.gpus  # of a step's sequences, for each GPU
+    batches = [size for size in BATCHES if size == 1 or share % size == 0]
+    for checkpointing, optimizer in [(False, request.optimizer), (True, request.optimizer), (True, _least(request))]:
         fitting = None
-        for batch_size in BATCHES:
-            larger = training_setup(request, method, batch_size, checkpointing)
+        for batch_size in batches:
+            larger = training_setup(request, method, batch_size, checkpointing, optimizer)
             if larger.peak > room:
                 break  # and so are all after it
             fitting = larger
@@ -97,8 +95,12 @@ def find_setup(request: Request, method: str) -> TrainingSetup | None:
 
 
 def smallest_setup(request: Request, method: str) -> TrainingSetup:
-    """The setup of a method that takes least: checkpointing, one sequence a pass."""
-    return training_setup(request, method, 1, True)
+    """The setup of a method that takes least: checkpointing, one sequence a pass, 8-bit AdamW where it can be had."""
+    return training_setup(request, method, 1, True, _least(request))
+
+
+def _least(request: Request) -> str:
+    return "adamw" if request.device == "mps" else "adamw_8bit"
 
 
 def fits(request: Request, method: str) -> bool:
@@ -106,14 +108,18 @@ def fits(request: Request, method: str) -> bool:
     return smallest_setup(request, method).peak <= usable_bytes(request.vram_gb)
 
 
-def training_setup(request: Request, method: str, batch_size: int, gradient_checkpointing: bool) -> TrainingSetup:
-    """One setup with its memory, whether it fits anywhere or not. Adapters on all linear layers, AdamW.
+def training_setup(
+    request: Request, method: str, batch_size: int, gradient_checkpointing: bool, optimizer: str
+) -> TrainingSetup:
+    """One setup with its memory, whether it fits anywhere or not. Adapters on all linear layers.
 
     Raises:
         ValueError: as in `memory.estimate`.
     """
+    gpus = request.gpus if request.trainer == "fsdp" else 1  # ZeRO-2 shards no weights: each GPU holds all
+    passes = max(1, request.effective_batch_size // (batch_size * request.gpus))
     sizes = (request.r, request.sequence_length, batch_size)
-    return _setup(request.shape, method, *sizes, gradient_checkpointing, request.dtype)
+    return _setup(request.shape, method, *sizes, gradient_checkpointing, request.dtype, optimizer, passes, gpus)
 
 
 def count_parameters(request: Request) -> Parameters:
@@ -123,7 +129,16 @@ def count_parameters(request: Request) -> Parameters:
 
 @functools.cache  # an estimate takes a tenth of a second, and a slider asks often
 def _setup(
-    shape: Shape, method: str, r: int, sequence_length: int, batch_size: int, checkpointing: bool, dtype: torch.dtype
+    shape: Shape,
+    method: str,
+    r: int,
+    sequence_length: int,
+    batch_size: int,
+    checkpointing: bool,
+    dtype: torch.dtype,
+    optimizer: str,
+    passes: int,
+    gpus: int,
 ) -> TrainingSetup:
     ours, theirs = (
         estimate(
@@ -133,13 +148,29 @@ def _setup(
             sequence_length=sequence_length,
             r=r,
             dtype=dtype,
+            optimizer=optimizer,
             gradient_checkpointing=checkpointing,
-            gradient_accumulation_steps=EFFECTIVE_BATCH // batch_size,
+            gradient_accumulation_steps=passes,
             peft=peft,
         )
         for peft in (False, True)
     )
-    return TrainingSetup(method, r, sequence_length, batch_size, checkpointing, _parameters(shape, r), ours, theirs)
+    peak = theirs.total if gpus == 1 else sharded_peak(theirs, shape.config, gpus)
+    settings = (r, sequence_length, batch_size, checkpointing, passes, optimizer)
+    return TrainingSetup(method, *settings, _parameters(shape, r), ours, theirs, peak)
+
+
+def sharded_peak(whole: MemoryEstimate, config: Any, gpus: int) -> int:
+    """Bytes that each of several GPUs holds at the peak where FSDP shards weights, gradients and states.
+
+    Beside its share and its own activations, a GPU holds gathered: embedding and output layer for the whole pass, and
+    two blocks, one that is worked on and one that is fetched.
+    """
+    parts = whole.parts
+    root = 2 * config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    blocks = parts["weights"] + parts["quantization constants"] - root
+    gathered = root + 2 * blocks // config.num_hidden_layers
+    return (whole.held + parts["gradients"]) // gpus + gathered + parts["activations"] + parts["temporaries"]
 
 
 @functools.cache

@@ -7,23 +7,41 @@ from collections.abc import Iterator
 from dora_lesson.advisor.findings import Finding, finding, rule
 from dora_lesson.advisor.memory_fit import TrainingSetup, smallest_setup, usable_bytes
 from dora_lesson.advisor.request import Request
+from dora_lesson.advisor.schedule import schedule
 from dora_lesson.core import METHODS
+
+MANY_EPOCHS = 10  # passes over the same chats from which on a model tends to learn them by heart
+CPU_SPEED = 1e11  # operations a second of two processor cores in large matrix products
+LARGE_SHARE = 0.25  # of the peak
 
 
 def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     """What training and answering will take, beside memory."""
     total = setup.parameters.base + setup.trained
     yield rule("trained", trained=setup.trained, share=100 * setup.trained / total, megabytes=4 * setup.trained / 1e6)
+    if request.examples:
+        plan = schedule(request.examples, request.effective_batch_size)
+        yield rule("schedule", examples=request.examples, size=request.effective_batch_size, plan=plan)
+        if plan.epochs > MANY_EPOCHS:
+            yield rule("few examples", epochs=MANY_EPOCHS)
+    if request.device == "cpu":
+        tokens = request.effective_batch_size * request.sequence_length
+        operations = (6 if setup.gradient_checkpointing else 4) * setup.parameters.base * tokens
+        yield rule("on a processor", operations=operations, minutes=operations / CPU_SPEED / 60)
     if setup.is_dora:
         yield finding("training time")
     if setup.gradient_checkpointing:
         yield rule("checkpointing")
     if setup.four_bit:
         yield rule("unpacking")
+        yield finding("memory in 4 bits")
+    yield from _logits(request, setup)
     if request.inference == "merged":
         weights = 2 * setup.parameters.base
         holds = weights < usable_bytes(request.vram_gb)
         yield rule("merged" if holds else "merged elsewhere", weights=weights / 1e9)
+        if request.packed != "no":
+            yield rule("merged, then packed", packed=request.packed)
     else:
         yield rule("beside a packed base" if request.inference == "4-bit" else "beside the base")
 
@@ -31,31 +49,51 @@ def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
 def reasons(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     """Why this method: first the base, then the adapter."""
     yield from _why_this_base(request, setup)
-    if request.stack == "fsdp":
-        yield rule("sharded")
-        yield finding("fsdp")
+    if request.trainer == "fsdp":
+        yield rule("sharded", gpus=request.gpus)
+        yield from [finding("fsdp")] if setup.four_bit else []
+    elif request.trainer == "deepspeed":
+        yield rule("not sharded")
+    if request.device == "mps":
+        yield finding("apple")
+    if setup.optimizer == "adamw_8bit" != request.optimizer:
+        yield rule("8-bit AdamW")
     yield from _why_dora(setup) if setup.is_dora else _why_not_dora(request, setup)
 
 
 def obstacles(request: Request) -> Iterator[Finding]:
     """Why nothing can be recommended."""
-    if request.packed and request.inference == "merged":
-        yield rule("cannot merge", stack=request.stack)
+    if request.came_packed and request.inference == "merged":
+        yield rule("cannot merge", format=request.base_format)
         yield finding("packed again")
         return
-    peak = smallest_setup(request, "qlora").peak / 1e9
+    least = smallest_setup(request, "qlora")
+    peak = least.peak / 1e9
     room = max(0, usable_bytes(request.vram_gb)) / 1e9
-    yield rule("nothing fits", tokens=request.sequence_length, peak=peak, card=request.vram_gb, room=room)
+    optimizer = "8-bit AdamW" if least.optimizer == "adamw_8bit" else "AdamW"
+    how = f"{optimizer}, checkpointed" + (f", sharded over {request.gpus}" if request.trainer == "fsdp" else "")
+    yield rule("nothing fits", tokens=request.sequence_length, how=how, peak=peak, card=request.vram_gb, room=room)
+    yield from _logits(request, least)
+    if request.device == "cuda":
+        yield finding("offload")
+
+
+def _logits(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
+    """What the loss takes, where that is a large part of the peak."""
+    tokens = setup.batch_size * request.sequence_length
+    size = 8 * tokens * request.config.vocab_size
+    if size > LARGE_SHARE * setup.peak:
+        yield rule("logits", size=size / 1e9, tokens=tokens, words=request.config.vocab_size)
 
 
 def _why_this_base(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if not setup.four_bit:
         yield rule("fits in 16 bits")
-    elif request.packed:
-        yield rule("came packed", stack=request.stack)
+    elif request.came_packed:
+        yield rule("came packed", format=request.base_format)
         yield finding("packed bases")
     elif request.inference == "4-bit":
-        yield rule("served packed")
+        yield rule("served packed" if request.packed == "nf4" else "served packed otherwise", packed=request.packed)
         yield finding("packed again")
     elif request.priority == "memory":
         packed = setup.estimate.parts["weights"] + setup.estimate.parts["quantization constants"]
@@ -69,19 +107,20 @@ def _why_dora(setup: TrainingSetup) -> Iterator[Finding]:
     yield rule("candidate", method=METHODS[setup.method].label, plain=METHODS[plain].label)
     yield finding("sweep, 4 bits" if setup.four_bit else "sweep")
     yield finding("low rank")
+    yield finding("tuned rates")
     yield finding("run both")
 
 
 def _why_not_dora(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if request.inference != "merged":
         yield finding("unmerged cost")
-        if request.stack == "vllm":
-            yield finding("vllm")
+        if request.server != "transformers":
+            yield finding(request.server)
     if request.priority != "quality":
         yield finding("training time")
         yield finding("four_bit, persona_consistency" if setup.four_bit else "short, persona_consistency")
         return
-    if request.stack == "deepspeed" and setup.four_bit:
+    if request.trainer == "deepspeed" and setup.four_bit:
         yield finding("deepspeed")
     elif request.inference == "merged":  # then DoRA was tried first
         yield rule("dora does not fit", tried="QDoRA" if setup.four_bit else "DoRA in 16 bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ class Recommendation:
     def headline(self) -> str:
         """The method and the rank; DoRA is named with the method that it is to be run beside."""
         return f"{self.method}, r = {self.r}{text.beside(self.method)}" if self.method else "Nothing to recommend"
+
+    @property
+    def against(self) -> list[Finding]:
+        """Those of `reasons` that speak against the method: what to hold against the answer."""
+        other = "lora" if self.method and "DoRA" in self.method else "dora"
+        return [reason for reason in self.reasons if reason.side == other]
 
     @property
     def changes_in_words(self) -> list[str]:
@@ -82,32 +89,58 @@ def recommend(
     priority: str = "quality",
     *,
     inference: str = "merged",
-    stack: str = "peft",
+    packed: str = "no",
+    server: str = "transformers",
+    trainer: str = "one gpu",
+    gpus: int | None = None,
+    base_format: str = "16-bit",
+    examples: int | None = None,
+    effective_batch_size: int = 16,
+    optimizer: str = "adamw",
     sequence_length: int = 512,
+    device: str = "cuda",
     bfloat16: bool = True,
 ) -> Recommendation:
-    """Choose between LoRA, DoRA, QLoRA and QDoRA for one GPU.
+    """Choose between LoRA, DoRA, QLoRA and QDoRA for the cards, the data and the server that you have.
 
-    DoRA is named, as a candidate to be run beside LoRA, where quality is first, the adapter will be merged, the stack
+    DoRA is named, as a candidate to be run beside LoRA, where quality is first, the adapter will be merged, the trainer
     takes it and a step of it fits: elsewhere its price is certain and its gain small or not shown (`findings`). The
     base stays in 16 bits where a step fits so, of LoRA if not of DoRA, unless memory is first, it is served in 4 bits,
     or it came packed. `memory_fit.find_setup` chooses batch size and checkpointing.
 
     Args:
-        vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it.
-        model: a shape of `llama_config`, "bundled", a model of the hub, or a configuration of transformers.
+        vram_gb: memory of the GPU in GB (1e9 bytes), as `doctor` reports it; of each, where there are several.
+        model: a Llama by name, "bundled", a model of the hub, a folder, or a configuration of transformers.
         priority: quality, time or memory.
         inference: merged (into 16-bit weights, after training), unmerged (the adapter beside the 16-bit base) or 4-bit
             (the adapter beside a packed base).
-        stack: what it trains or serves with: peft, vllm, deepspeed, fsdp; or gptq, awq, torchao: a base packed so.
+        packed: how the served weights are packed: no, nf4, gguf or awq. What is merged is packed after that.
+        server: what answers: transformers, vllm, tgi, llama.cpp or ollama.
+        trainer: one gpu, fsdp (which shards weights, gradients and states) or deepspeed (taken to be ZeRO-2).
+        gpus: how many train together; None is 2 where the trainer is for several.
+        base_format: 16-bit; or gptq, awq, torchao: a base that came packed so.
+        examples: how many chats there are to train on; steps, epochs and warm-up follow.
+        effective_batch_size: sequences a step; what does not go through at once is accumulated.
+        optimizer: adamw or adamw_8bit. 8 bits are taken, too, where nothing fits without.
         sequence_length: tokens of the longest chat.
+        device: cuda, mps (Apple) or cpu; `vram_gb` is the memory that training may take there.
         bfloat16: whether the card has it; a T4 has not.
 
     Raises:
-        ValueError: a value that is not among those.
+        ValueError: a value that is not among those, or values that exclude each other.
         SetupError: the configuration of a model of the hub cannot be had.
     """
-    return recommend_for(parse_request(vram_gb, model, priority, inference, stack, sequence_length, bfloat16))
+    return recommend_for(parse_request(**locals()))
+
+
+def as_call(request: Request) -> str:
+    """The request as a line of Python, to ask it again; what is as usual is left out."""
+    usual = {name: each.default for name, each in inspect.signature(recommend).parameters.items()}
+    given = {name: getattr(request, name) for name in usual if name not in ("vram_gb", "model")}
+    if request.gpus == 1:
+        del given["gpus"]
+    words = [f"{request.vram_gb:g}", repr(request.label), *(f"{k}={v!r}" for k, v in given.items() if v != usual[k])]
+    return f"recommend({', '.join(words)})"
 
 
 def recommend_for(request: Request) -> Recommendation:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,22 @@ from dora_lesson.models.shapes import SHAPES, llama_config, require_language_mod
 
 PRIORITIES = ("quality", "time", "memory")
 INFERENCE = ("merged", "unmerged", "4-bit")
-PACKED = ("gptq", "awq", "torchao")  # a base that was packed in 4 bits before it came to you
-STACKS = ("peft", "vllm", "deepspeed", "fsdp", *PACKED)
+SERVERS = {  # what each reads: weights as they are, or packed in one of these formats
+    "transformers": ("no", "nf4", "awq"),
+    "vllm": ("no", "nf4", "awq"),
+    "tgi": ("no", "nf4", "awq"),
+    "llama.cpp": ("no", "gguf"),
+    "ollama": ("no", "gguf"),
+}
+PACKED = ("no", "nf4", "gguf", "awq")
+TRAINERS = ("one gpu", "fsdp", "deepspeed")
+BASE_FORMATS = ("16-bit", "gptq", "awq", "torchao")  # all but the first: packed in 4 bits before it came to you
+OPTIMIZERS = ("adamw", "adamw_8bit")
+DEVICES = ("cuda", "mps", "cpu")
 _HUB = {shape: name for name, (shape, _) in KNOWN.items()} | {
-    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama-2-7b": "meta-llama/Llama-2-7b-chat-hf",
+    "llama-3.1-70b": "meta-llama/Llama-3.1-70B-Instruct",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 
@@ -44,8 +57,16 @@ class Request:
     shape: Shape = field(repr=False)
     priority: str
     inference: str
-    stack: str
+    packed: str
+    server: str
+    trainer: str
+    gpus: int
+    base_format: str
+    examples: int | None
+    effective_batch_size: int
+    optimizer: str
     sequence_length: int
+    device: str
     bfloat16: bool
 
     @property
@@ -54,9 +75,9 @@ class Request:
         return self.shape.config
 
     @property
-    def packed(self) -> bool:
+    def came_packed(self) -> bool:
         """Whether the base comes in 4 bits."""
-        return self.stack in PACKED
+        return self.base_format != "16-bit"
 
     @property
     def r(self) -> int:
@@ -70,38 +91,86 @@ class Request:
 
     def with_model(self, model: Any) -> Request:
         """The same constraints for another model."""
-        return parse_request(
-            self.vram_gb, model, self.priority, self.inference, self.stack, self.sequence_length, self.bfloat16
-        )
+        label, model_id, config = _look_up(model)
+        return replace(self, label=label, model_id=model_id, shape=Shape(config.to_json_string(), config))
+
+    def served(self, inference: str) -> Request:
+        """The same constraints for another way to serve, packed as the server reads it."""
+        kept = self.packed if inference == "4-bit" or inference == self.inference else "no"
+        return replace(self, inference=inference, packed=_format(inference, kept, self.server, self.base_format))
 
 
-def parse_request(
-    vram_gb: float, model: Any, priority: str, inference: str, stack: str, sequence_length: int, bfloat16: bool
-) -> Request:
+def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
     """The arguments of `recommend`, checked.
 
     Raises:
         ValueError, SetupError: as in `recommend`.
     """
-    choices = [("priority", priority, PRIORITIES), ("inference", inference, INFERENCE), ("stack", stack, STACKS)]
-    for name, value, known in choices:
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
+    for name, known in _CHOICES.items():
+        if given[name] not in known:
+            raise ValueError(f"{name} is {given[name]!r}, but one of {', '.join(known)} is expected.")
     if isinstance(vram_gb, bool) or not isinstance(vram_gb, numbers.Real) or not 0 < vram_gb < 10_000:
         raise ValueError(f"vram_gb is {vram_gb!r}, but the memory of a GPU in GB is expected, such as 16.")
-    whole = isinstance(sequence_length, numbers.Integral) and not isinstance(sequence_length, bool)
-    if not whole or sequence_length < 1:
-        raise ValueError(f"sequence_length is {sequence_length!r}, but a whole number from 1 is expected.")
-    if not isinstance(bfloat16, bool):
-        raise ValueError(f"bfloat16 is {bfloat16!r}, but True or False is expected.")
+    one = given["trainer"] == "one gpu"
+    given["gpus"] = given["gpus"] if given["gpus"] is not None else 1 if one else 2
+    for name in ("sequence_length", "effective_batch_size", "gpus", "examples"):
+        if name != "examples" or given[name] is not None:
+            _require_whole(name, given[name])
+    if not isinstance(given["bfloat16"], bool):
+        raise ValueError(f"bfloat16 is {given['bfloat16']!r}, but True or False is expected.")
     label, model_id, config = _look_up(model)
     require_language_model(config)
     if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
-    if stack in PACKED and label in SHAPES:  # the checkpoint that is known for this shape is not packed
-        model_id = f"path/to/your-{stack}-checkpoint"
-    shape = Shape(config.to_json_string(), config)
-    return Request(vram_gb, label, model_id, shape, priority, inference, stack, sequence_length, bfloat16)
+    if given["base_format"] != "16-bit" and label in SHAPES:  # the checkpoint known for this shape is not packed
+        model_id = f"path/to/your-{given['base_format']}-checkpoint"
+    given["packed"] = _format(*(given[name] for name in ("inference", "packed", "server", "base_format")))
+    request = Request(float(vram_gb), label, model_id, Shape(config.to_json_string(), config), **given)
+    if problem := _contradiction(request):
+        raise ValueError(problem)
+    return request
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "priority": PRIORITIES,
+    "inference": INFERENCE,
+    "packed": PACKED,
+    "server": (*SERVERS,),
+    "trainer": TRAINERS,
+    "base_format": BASE_FORMATS,
+    "optimizer": OPTIMIZERS,
+    "device": DEVICES,
+}
+
+
+def _format(inference: str, packed: str, server: str, base_format: str) -> str:
+    """How the served weights are packed: where it is left open, as the server reads a packed base."""
+    open_ = inference == "4-bit" and packed == "no" and base_format == "16-bit"  # what came packed stays as it came
+    return SERVERS[server][1] if open_ else packed
+
+
+def _require_whole(name: str, value: Any) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
+
+
+def _contradiction(request: Request) -> str | None:
+    """Why no answer can hold for these constraints together, in a sentence."""
+    context = getattr(request.config, "max_position_embeddings", None)
+    if context and request.sequence_length > context:
+        return f"sequence_length is {request.sequence_length}, but {request.label} reads at most {context} tokens."
+    if request.packed not in SERVERS[request.server]:
+        formats = ", ".join(SERVERS[request.server])
+        return f"packed is {request.packed!r}, but {request.server} reads one of {formats}."
+    if request.inference == "unmerged" and request.packed != "no":
+        return f"packed is {request.packed!r}: for an adapter beside a packed base, pass inference='4-bit'."
+    if (request.trainer == "one gpu") != (request.gpus == 1):
+        return f"trainer is {request.trainer!r} and gpus {request.gpus}: several GPUs need 'fsdp' or 'deepspeed'."
+    if request.device != "cuda" and request.trainer != "one gpu":
+        return f"device is {request.device!r} and trainer {request.trainer!r}, which needs several CUDA devices."
+    if request.device == "mps" and request.optimizer == "adamw_8bit":
+        return "optimizer is 'adamw_8bit', which bitsandbytes does not have for mps: pass 'adamw'."
+    return None
 
 
 def _look_up(model: Any) -> tuple[str, str, Any]:
@@ -113,9 +182,17 @@ def _look_up(model: Any) -> tuple[str, str, Any]:
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
         name = getattr(model, "_name_or_path", "") or "path/to/your/model"
         return name, name, model
-    shape = KNOWN[model][0] if model in KNOWN else model
-    if shape in SHAPES:
-        return shape, model if model in KNOWN and model != BUNDLED else _HUB[shape], llama_config(shape)
-    if "/" not in model and not Path(model).is_dir():
+    known = {_letters(shape): shape for shape in SHAPES} | {BUNDLED: "smollm2-135m"}
+    if Path(model).is_dir():
+        return model, model, hub_config(model)
+    if shape := known.get(_letters(model)):
+        return shape, model if "/" in model else _HUB[shape], llama_config(shape)
+    if "/" not in model:
         raise ValueError(f"model is {model!r}, but one of {', '.join(SHAPES)}, or a model of the hub, is expected.")
     return model, model, hub_config(model)
+
+
+def _letters(name: str) -> str:
+    """A model's name as people write it, without what they write differently: its owner, "Instruct", dots, dashes."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.rsplit("/", 1)[-1].lower())
+    return "".join(word for word in words if word not in ("instruct", "chat", "hf", "meta"))

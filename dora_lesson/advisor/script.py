@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dora_lesson.advisor.memory_fit import EFFECTIVE_BATCH, TrainingSetup
+from dora_lesson.advisor.memory_fit import TrainingSetup
 from dora_lesson.advisor.request import Request
+from dora_lesson.advisor.schedule import LEAST_STEPS
 from dora_lesson.core import METHODS
 
 LEARNING_RATE = 2e-4  # a start, for 1B and more; lesson 06 says how to tune it
-LEAST_STEPS = 100  # fewer teach little, however few the chats are
 
 
 def lora_config(setup: TrainingSetup) -> dict[str, Any]:
@@ -32,9 +32,10 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps is {steps!r}, but a whole number from 1 is expected, or None for one pass.")
     dtype = str(request.dtype).removeprefix("torch.")
-    several = request.stack in ("fsdp", "deepspeed")
-    packing = setup.four_bit and not request.packed  # a base that came packed carries its own configuration
+    several = request.gpus > 1
+    packing = setup.four_bit and not request.came_packed  # a base that came packed carries its own configuration
     quantized = ", quantization_config=packing" if packing else ""
+    packing = packing or request.packed == "nf4"
     return _PROGRAM.format(
         headline=f"{METHODS[setup.method].label} on {request.label}",
         launch="accelerate launch" if several else "python",
@@ -43,7 +44,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         base=_quoted(base or request.model_id),
         data=_quoted(data),
         length=request.sequence_length,
-        steps=steps or f"max({LEAST_STEPS}, len(chats) // {EFFECTIVE_BATCH})  # one pass, and some steps at least",
+        steps=steps or f"max({LEAST_STEPS}, -(-len(chats) // {request.effective_batch_size}))  # one pass or more",
         dtype=dtype,
         quantized=quantized,
         place="" if several else ', device_map="auto"',
@@ -53,9 +54,18 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         rate=f"{LEARNING_RATE:g}",
         checkpointing=_checkpointing() if setup.gradient_checkpointing else "",
         scaled=" fp16=torch.cuda.is_available()," if dtype == "float16" else "",
+        optimizer=' optim="adamw_bnb_8bit",' if setup.optimizer == "adamw_8bit" else "",
         leave=_LEAVE if several else "",
-        ending=(_MERGED if request.inference == "merged" else _BESIDE).format(dtype=dtype, quantized=quantized),
+        ending=_ending(request, dtype, quantized),
+        serving=_SERVING.get(request.packed if request.inference == "merged" else "no", ""),
     )
+
+
+def _ending(request: Request, dtype: str, quantized: str) -> str:
+    if request.inference != "merged":
+        return _BESIDE.format(dtype=dtype, quantized=quantized)
+    packed = ",\n    quantization_config=packing" if request.packed == "nf4" else ""
+    return _MERGED.format(dtype=dtype, packed=packed)
 
 
 def _packing(dtype: str, several: bool) -> str:
@@ -81,7 +91,7 @@ def _quoted(value: Any) -> str:
 
 
 _PROGRAM = """\
-# {headline}: `{launch} train.py`. A line of data is {{"messages": [...]}}; the last reply is learned.
+# {headline}: `{launch} train.py`. A line of data: {{"messages": [...]}}; its last reply is learned.
 import json
 
 import torch
@@ -118,7 +128,7 @@ model.print_trainable_parameters()
 steps = {steps}
 arguments = TrainingArguments(
     output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10),
-    per_device_train_batch_size={batch_size}, gradient_accumulation_steps={passes},{scaled}{checkpointing}
+    per_device_train_batch_size={batch_size}, gradient_accumulation_steps={passes},{scaled}{optimizer}{checkpointing}
     learning_rate={rate},  # try a third and three times as much before you judge
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=chats, data_collator=DataCollatorForSeq2Seq(tokenizer))
@@ -129,7 +139,7 @@ del trainer, model
 prompt = torch.tensor([ids_of(requests[0][:-1], add_generation_prompt=True)], device=model.device)
 reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64)
 print(tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True))
-"""
+{serving}"""
 _LEAVE = """
 if not trainer.is_world_process_zero():
     raise SystemExit  # one process does the rest"""
@@ -138,7 +148,19 @@ _MERGED = """
 model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
 PeftModel.from_pretrained(model, "adapter").merge_and_unload().save_pretrained("merged")
 tokenizer.save_pretrained("merged")
-model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.{dtype}, device_map="auto")"""
+model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.{dtype}, device_map="auto"{packed})"""
+# What packs the merged model for another server; these programs are not part of Python's libraries.
+_SERVING = {
+    "gguf": """\
+# To pack it for llama.cpp or Ollama, with the two programs of llama.cpp:
+#   python convert_hf_to_gguf.py merged --outfile merged.gguf
+#   llama-quantize merged.gguf packed.gguf Q4_K_M
+""",
+    "awq": """\
+# To pack it by AWQ, with llm-compressor, over your chats:
+#   oneshot(model="merged", recipe=AWQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"]), dataset=...)
+""",
+}
 _BESIDE = """
 # Put the saved adapter beside its base, and ask the two.
 base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}, device_map="auto"{quantized})

@@ -20,25 +20,40 @@ _SERVED = {
 def in_words(recommendation: Recommendation) -> str:
     """The whole answer: method, setup, memory, cost, reasons, and what would change it."""
     request, setup = recommendation.request, recommendation.setup
-    served = "beside a packed base" if request.inference == "4-bit" else request.inference
-    constraints = f"{request.label} on {request.vram_gb:g} GB, {request.priority} first, served {served}"
-    lines = [f"{recommendation.headline}: {constraints} ({request.stack})"]
+    lines = [f"{recommendation.headline}: {question(request)}"]
     if setup:
         checkpointing = ", gradient checkpointing" if setup.gradient_checkpointing else ""
+        optimizer = ", 8-bit AdamW" if setup.optimizer == "adamw_8bit" else ""
+        each = f" on each of {request.gpus} GPUs" if request.gpus > 1 else ""
+        whole = f" ({setup.estimate.total / 1e9:.1f} with this course's)" if request.gpus == 1 else ""
         lines += [
             f"  setting  {setup.batch_size} × {setup.sequence_length} tokens a pass, "
-            f"{setup.gradient_accumulation_steps} passes a step{checkpointing}",
-            f"  memory   {setup.peak / 1e9:.1f} GB at the peak with PEFT's layers ({setup.estimate.total / 1e9:.1f} "
-            f"with this course's), of {usable_bytes(request.vram_gb) / 1e9:.1f} that may be planned",
+            f"{setup.gradient_accumulation_steps} passes a step{each}{checkpointing}{optimizer}",
+            f"  memory   {setup.peak / 1e9:.1f} GB at the peak with PEFT's layers{each}{whole}, of "
+            f"{usable_bytes(request.vram_gb) / 1e9:.1f} that may be planned",
         ]
     sections = {
         "cost": [finding.text for finding in recommendation.cost],
-        "why": [str(finding) for finding in recommendation.reasons],
+        "why": [str(finding) for finding in recommendation.reasons if finding not in recommendation.against],
+        "against it": [str(finding) for finding in recommendation.against],
         "what would change it": changes_in_words(recommendation),
     }
     for title, sentences in sections.items():
         lines += [f"  {title}", *(f"    - {sentence}" for sentence in sentences)] if sentences else []
     return "\n".join(lines)
+
+
+def question(request: Request) -> str:
+    """The request in a line; what is as usual is left out."""
+    cards = f"{request.gpus} × {request.vram_gb:g} GB" if request.gpus > 1 else f"{request.vram_gb:g} GB"
+    served = "beside a packed base" if request.inference == "4-bit" else request.inference
+    words = [f"{request.label} on {cards}", f"{request.priority} first", f"served {served}"]
+    words += [f"packed as {request.packed}"] if request.packed != "no" else []
+    words += [f"by {request.server}"] if request.server != "transformers" else []
+    words += [f"trained with {request.trainer}"] if request.gpus > 1 else []
+    words += [f"over a base packed by {request.base_format}"] if request.came_packed else []
+    words += [f"{request.device} in place of a CUDA device"] if request.device != "cuda" else []
+    return ", ".join(words)
 
 
 def changes_in_words(recommendation: Recommendation) -> list[str]:
@@ -47,9 +62,10 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
     single: dict[str, list[str]] = {}
     together = []
     for change in recommendation.would_change:
-        words = [
-            _condition(recommendation.request, change.request, name) for name in change.constraints if name != "vram_gb"
-        ]
+        told = [name for name in change.constraints if name not in ("vram_gb", "gpus")]
+        words = [_condition(change.request, name) for name in told]
+        if "gpus" in change.constraints and "trainer" not in told:
+            words.append(_condition(change.request, "trainer"))
         if "vram_gb" in change.constraints:
             place = " and ".join([*words, "on a larger card, bought or rented"])
             cards.setdefault(place, []).append(f"{change.answer} from {change.request.vram_gb:g} GB")
@@ -64,13 +80,14 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
     ]
 
 
-def _condition(request: Request, other: Request, constraint: str) -> str:
-    """What is different about the other request, in this constraint."""
+def _condition(other: Request, constraint: str) -> str:
+    """What the other request has in this constraint."""
     return {
         "label": f"a smaller model, such as {other.label}",
         "priority": f"{other.priority} first",
         "inference": _SERVED[other.inference],
-        "stack": "training over the 16-bit checkpoint" if request.packed else "without DeepSpeed",
+        "trainer": f"{other.gpus} such GPUs, sharded by FSDP",
+        "base_format": "training over the 16-bit checkpoint",
         "sequence_length": f"chats of {other.sequence_length} tokens",
     }[constraint]
 

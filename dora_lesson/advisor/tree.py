@@ -32,11 +32,11 @@ QUESTIONS = {
 
 def allowed(request: Request) -> list[str]:
     """The methods that the constraints leave, whatever the card holds."""
-    if request.packed and request.inference == "merged":
+    if request.came_packed and request.inference == "merged":
         return []  # no 16-bit weights to merge into
-    sixteen = not request.packed and request.inference != "4-bit" and request.priority != "memory"
+    sixteen = not request.came_packed and request.inference != "4-bit" and request.priority != "memory"
     dora = request.priority == "quality" and request.inference == "merged"
-    rules = {"lora": sixteen, "dora": sixteen and dora, "qlora": True, "qdora": dora and request.stack != "deepspeed"}
+    rules = {"lora": sixteen, "dora": sixteen and dora, "qlora": True, "qdora": dora and request.trainer != "deepspeed"}
     return [method for method in ADAPTERS if rules[method]]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
 from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number
+from dora_lesson.task_api.calls import call_lines, reply_text
 from dora_lesson.task_api.dataset import load_task_api, validate_item
 
+MOST_LETTERS_OF_A_NAME = 30  # "You are Bob. Today is Monday." and the like say nothing of a persona
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
 _FITS = ((True, True), (False, True), (False, False))  # in 16 and in 4 bits; what fits in 16 fits in 4
 CASES = [*itertools.product(_FITS, ("quality", "time", "memory"), ("merged", "unmerged", "4-bit"), (True, False))]
@@ -96,7 +99,10 @@ def items_explain(attempt: Attempt) -> None:
         vp, vq = p * (1 - p), q * (1 - q)
         apart, gap = ((vp / items) ** 0.5, (vq / items) ** 0.5), q - p
         for slip, message in [
-            (-right, "the sign is turned round; the gap is q − p."),
+            (
+                -right,
+                "the gap is q − p, with its sign: " + ("you return it turned round." if gap > 0 else "here negative."),
+            ),
             (gap, "it is the gap itself; divide it by its standard error."),
             (((vp + vq) / items) ** 0.5, "it is the standard error; divide the gap by it."),
             (gap / sum(apart), "the two errors are added; add their squares, then take the root."),
@@ -123,8 +129,19 @@ def persona_item(attempt: Attempt) -> None:
     except (TypeError, ValueError) as error:
         raise Wrong(f"it cannot be written as JSON ({error}); use texts, lists and dicts, such as str(...).") from None
     problem = validate_item(line)
+    if problem and "0 lines with a call" in problem and "{" in str(item.get("messages")):
+        problem += "; put a line break before the brace"
     expect(problem is None, f"{problem}.")
-    known = load_task_api("train")[0]["messages"][0]["content"]
-    persona = item["messages"][0]["content"]
-    expect("TaskMaster" not in persona and persona != known, "the persona is TaskMaster still; write one of your own.")
-    expect(len(persona.split()) >= 8, "the system message says too little of the persona; a sentence at least.")
+    system, request, reply = (message["content"] for message in item["messages"])
+    expect("TaskMaster" not in system, "the persona is TaskMaster still; write one of your own.")
+    ours = {message["content"] for known in load_task_api("train") for message in known["messages"]}
+    expect(request not in ours and reply not in ours, "the request or the reply is one of ours; write your own.")
+    tasks = re.findall(r"^(\d+)\. .*$", system, flags=re.M)
+    persona = re.sub(r"^\d+\. .*$", "", system, flags=re.M)
+    letters = len(re.findall(r"\w", persona))  # words would not do: not every language puts spaces between them
+    expect(letters >= MOST_LETTERS_OF_A_NAME, "the system message says too little of the persona; a sentence at least.")
+    expect(bool(reply_text(reply).strip()), "the reply is its call alone; let the persona say a sentence before it.")
+    expect(reply.rstrip().splitlines()[-1] in call_lines(reply), "something follows the call; put the call last.")
+    call_ = json.loads(call_lines(reply)[0])
+    named = str(call_.get("task", "")) if call_["action"] in ("complete", "update", "delete") else ""
+    expect(named in ("", *tasks), f"the call names task {named}, which is not on the list of the system message.")

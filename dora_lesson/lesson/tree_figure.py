@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dora_lesson.advisor.recommend import Recommendation
+from dora_lesson.advisor.text import question
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS
 from dora_lesson.core import METHODS
 from dora_lesson.lesson import plots
@@ -37,15 +38,15 @@ def decision_tree(recommendation: Recommendation | None = None) -> tuple[Figure,
     fig, (ax,) = plots.figure(height=3.9)
     ax.set(xlim=(-0.4, 10.4), ylim=(0, 10))
     ax.axis("off")
-    for name, question in QUESTIONS.items():
-        for answer, end in [("yes", question.yes), ("no", question.no)]:
+    for name, asked in QUESTIONS.items():
+        for answer, end in [("yes", asked.yes), ("no", asked.no)]:
             _edge(ax, PLACES[name], PLACES[end], answer, (name, end) in steps)
     for name, place in PLACES.items():
         _box(ax, name, place, name in way)
     if recommendation is None:
         return fig, _TREE
     request, method = recommendation.request, recommendation.method or "nothing to recommend"
-    title = f"{request.label}, {request.vram_gb:g} GB, {request.priority} first, {request.inference}, {request.stack}"
+    title = question(request)
     ax.set_title(f"{title}: {method}", fontsize=10)
     answers = [f"{name.partition(',')[0]}: {'yes' if end == QUESTIONS[name].yes else 'no'}" for name, end in steps]
     return fig, f"{_TREE} The way for {title}, {', '.join(answers) or 'not asked'}, ends at: {method}."
@@ -62,12 +63,12 @@ def _edge(ax: Axes, start: plots.Point, end: plots.Point, answer: str, taken: bo
 def _box(ax: Axes, name: str, place: plots.Point, passed: bool) -> None:
     """A question in white, a leaf in its method's color."""
     text, fill = "a smaller model,\nor the cloud", plots.OKABE_ITO["grey"]
-    if question := QUESTIONS.get(name):
-        text, fill = question.text, "white"
+    if asked := QUESTIONS.get(name):
+        text, fill = asked.text, "white"
     elif method := METHODS.get(name):
         text, fill = method.label, method.color
     edge, width = ("black", 2.6) if passed else (plots.OKABE_ITO["grey"], 1.0)
     look: Any = {"boxstyle": "round,pad=0.4", "fc": fill, "ec": edge, "lw": width}
     ink = "black" if fill in ("white", METHODS["lora"].color) else "white"
-    weight = "normal" if question else "bold"
+    weight = "normal" if asked else "bold"
     ax.text(*place, text, ha="center", va="center", fontsize=9, color=ink, weight=weight, bbox=look, zorder=2)

@@ -13,7 +13,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from dora_lesson.advisor.recommend import recommend
-from dora_lesson.advisor.request import INFERENCE, PRIORITIES, STACKS
+from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS
 from dora_lesson.lesson import plots
 from dora_lesson.lesson.tree_figure import decision_tree
 from dora_lesson.models.shapes import SHAPES
@@ -75,7 +75,8 @@ class Advisor(LiveFigure):
             model=_menu("model", [*SHAPES], "llama-3.1-8b"),
             priority=_menu("first", PRIORITIES, "quality"),
             inference=_menu("served", INFERENCE, "merged"),
-            stack=_menu("stack", STACKS, "peft"),
+            server=_menu("by", SERVERS, "transformers"),
+            base_format=_menu("base", BASE_FORMATS, "16-bit"),
         )
         self.children = [*self.sliders.values(), self.picture, self.words]
 

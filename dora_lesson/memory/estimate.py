@@ -233,12 +233,19 @@ def _activations(
     return _counted[key]
 
 
+_shapes: dict[tuple[type, str], Any] = {}
+
+
 def _on_meta(config: Any) -> Any:
+    """The model of this configuration without memory behind it; made once, for it takes a tenth of a second."""
     from transformers import AutoModelForCausalLM
 
     require_language_model(config)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    key = (type(config), config.to_json_string())
+    if key not in _shapes:
+        with torch.device("meta"):
+            _shapes[key] = AutoModelForCausalLM.from_config(config)
+    return _shapes[key]
 
 
 def _whole(**sizes: Any) -> list[int]:

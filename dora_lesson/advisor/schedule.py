@@ -1,0 +1,23 @@
+"""How long to train: steps, epochs and warm-up from the number of examples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+LEAST_STEPS = 100  # fewer teach little, however few the chats are
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimizer steps, the passes over the examples that they make, and the steps of them that warm up."""
+
+    steps: int
+    epochs: float
+    warmup_steps: int
+
+
+def schedule(examples: int, batch_size: int) -> Schedule:
+    """One pass over the examples, and `LEAST_STEPS` at least; a tenth of the steps warms up."""
+    steps = max(LEAST_STEPS, math.ceil(examples / batch_size))
+    return Schedule(steps, steps * batch_size / examples, max(1, steps // 10))
