@@ -23,11 +23,15 @@ def test_every_finding_has_a_kind_and_a_source_or_is_an_opinion() -> None:
     assert {finding.kind for finding in known} == {*findings.KINDS}
 
 
-@pytest.mark.parametrize(("record", "pair"), [("short", ("lora", "dora")), ("four_bit", ("qlora", "qdora"))])
+@pytest.mark.parametrize(("record", "pair"), [("methods", ("lora", "dora")), ("four_bit", ("qlora", "qdora"))])
 @pytest.mark.parametrize("what", ["persona_consistency", "task_accuracy"])
 def test_measured_findings_follow_the_record(record: str, pair: tuple[str, str], what: str) -> None:
     """Seed by seed, and judged by scipy's paired t test."""
-    runs = {(run["method"], run["seed"]): run["scores"][what] for run in load_record(record)["runs"]}
+    if record == "methods":
+        recorded = [run["config"] | {"scores": run["scores"]} for run in load_runs(record)]
+    else:
+        recorded = load_record(record)["runs"]
+    runs = {(run["method"], run["seed"]): run["scores"][what] for run in recorded}
     seeds = [seed for method, seed in runs if method == pair[0]]
     a, b = ([runs[method, seed] for seed in seeds] for method in pair)
     expected = stats.ttest_rel(b, a)
@@ -51,13 +55,17 @@ def test_a_record_that_shows_a_difference_is_told_as_one(shuffled: bool, monkeyp
         for seed in ((2, 0, 1) if shuffled and method in ("dora", "qlora") else (0, 1, 2))
     ]
     monkeypatch.setattr(findings, "load_record", lambda name: {"runs": runs})
+    lines = [
+        {"config": {key: run[key] for key in ("method", "seed", "steps")}, "scores": run["scores"]} for run in runs
+    ]
+    monkeypatch.setattr(findings, "load_runs", lambda name: lines)
     measured = {finding.name: finding for finding in findings._seeds()}
     assert (
-        measured["short, persona_consistency"].side == "dora"
+        measured["methods, persona_consistency"].side == "dora"
         and measured["four_bit, persona_consistency"].side == "lora"
     )
-    assert "30 steps" in measured["short, persona_consistency"].text
-    assert "zero is outside" in measured["short, persona_consistency"].text
+    assert "30 steps" in measured["methods, persona_consistency"].text
+    assert "zero is outside" in measured["methods, persona_consistency"].text
 
 
 def test_the_sweep_s_findings_name_every_setting_that_both_methods_ran_at() -> None:
@@ -100,7 +108,7 @@ def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="name is 'speed', but one of these findings is expected: short, persona"):
+    with pytest.raises(ValueError, match="name is 'speed', but one of these findings is expected: methods, persona"):
         findings.finding("speed")
 
 

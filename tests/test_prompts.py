@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from dora_lesson import recommend
-from dora_lesson.advisor.prompts import prompts
+from dora_lesson.advisor.prompts import learning, prompts
 from tests.test_interpret import ONE
 
 
 def test_the_three_prompts_carry_the_readers_numbers() -> None:
     found = prompts(*ONE, recommend(12, "llama-3.1-8b"), items=204, task="a polite librarian", chats=333)
     assert [*found] == ["Understand the decomposition", "Configure for my case", "Compare my training runs"]
+    assert [*learning()] == [*found] and all(each.startswith("You are learning to ") for each in learning().values())
     understand, configure, compare = found.values()
     assert "+0.40" in understand
     for part in (

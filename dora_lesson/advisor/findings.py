@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from dora_lesson.core import DATA
+from dora_lesson.core import DATA, METHODS
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.records import load_record, load_runs
 from dora_lesson.evidence.stats import Comparison, arm, compare, paired_difference
@@ -108,13 +108,17 @@ def _say(template: str, name: str, side: Side, source: str, shown: str, **number
 
 
 def _seeds() -> list[Finding]:
-    """Two methods, seed by seed, on the scores of lesson 04's and 05's records."""
+    """Two methods, seed by seed, on the scores of lesson 02's runs and of the first edition's over 4 bits."""
     scores = {"persona_consistency": "persona (0 to 10)", "task_accuracy": "task accuracy (0 to 1)"}
-    pairs = {"short": ("lora", "dora", "DoRA minus LoRA"), "four_bit": ("qlora", "qdora", "QDoRA minus QLoRA")}
+    four_bit = load_record("four_bit")["runs"]
+    experiments = [
+        ("methods.jsonl", [run["config"] | {"scores": run["scores"]} for run in load_runs("methods")], "lora", "dora"),
+        ("four_bit.json", [run for run in four_bit if run["method"] != "qbase"], "qlora", "qdora"),
+    ]
     found = []
-    for record, (first, second, names) in pairs.items():
-        runs = sorted(load_record(record)["runs"], key=lambda run: run["seed"])  # values pair by seed
-        steps = max(run["steps"] for run in runs)  # the base has none
+    for record, runs, first, second in experiments:
+        runs = sorted(runs, key=lambda run: run["seed"])  # values pair by seed
+        names, steps = f"{METHODS[second].label} minus {METHODS[first].label}", runs[0]["steps"]
         for score, label in scores.items():
             a, b = ([run["scores"][score] for run in runs if run["method"] == method] for method in (first, second))
             gap = paired_difference(a, b)
@@ -123,7 +127,8 @@ def _seeds() -> list[Finding]:
             sentence = {"names": names, "score": label, "steps": steps, "gap": gap}
             sentence["verdict"] = shown if gap.measurable else not_shown
             said = f"{int(gap.measurable)} of 1"
-            found.append(_say("seeds", f"{record}, {score}", side, f"{record}.json", said, **sentence))
+            name = f"{record.partition('.')[0]}, {score}"
+            found.append(_say("seeds", name, side, record, said, **sentence))
     return found
 
 

@@ -7,7 +7,7 @@ import numbers
 import statistics
 from collections.abc import Mapping, Sequence
 
-from dora_lesson.evidence.records import load_record
+from dora_lesson.evidence.records import load_runs
 from dora_lesson.evidence.stats import detectable, paired_difference
 
 SCORES = ("persona consistency", "task accuracy")
@@ -18,14 +18,17 @@ MOST_SEEDS = 200  # nobody plans for more
 Scores = Mapping[str, Sequence[float]]
 
 
-def recorded_case(record: str = "short", a: str = "lora", b: str = "dora") -> tuple[dict[str, list[float]], ...]:
-    """The scores of two methods of a recorded set of runs, one value a seed, in the form that `interpret` takes."""
-    recorded = sorted(load_record(record)["runs"], key=lambda run: run["seed"])
+def recorded_case(record: str = "methods", a: str = "lora", b: str = "dora") -> tuple[dict[str, list[float]], ...]:
+    """The scores of two methods of a recorded experiment, one value a seed, in the form that `interpret` takes.
+
+    The minutes are the processor's, which do not depend on what else the machine did.
+    """
+    recorded = sorted(load_runs(record), key=lambda run: run["config"]["seed"])
     cases: list[dict[str, list[float]]] = []
     for method in (a, b):
-        runs = [run for run in recorded if run["method"] == method]
+        runs = [run for run in recorded if run["config"]["method"] == method]
         scores = {name: [run["scores"][name.replace(" ", "_")] for run in runs] for name in SCORES}
-        cases.append(scores | {MINUTES: [run["seconds"] / 60 for run in runs]})
+        cases.append(scores | {MINUTES: [run["processor_seconds"] / 60 for run in runs]})
     return cases[0], cases[1]
 
 

@@ -32,7 +32,6 @@ def prompts(
     Raises:
         ValueError: as in `interpret`.
     """
-    templates = yaml.safe_load((DATA / "advisor" / "prompts.yaml").read_text(encoding="utf-8"))
     fields = {
         "a": names[0],
         "b": names[1],
@@ -46,7 +45,17 @@ def prompts(
         "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",
         "configuration": recommendation.script() or "(none)",
     }
-    return {title: template.format(**fields) for title, template in templates.items()}
+    return {title: template.format(**fields) for title, template in _texts()["prompts"].items()}
+
+
+def learning() -> dict[str, str]:
+    """What each prompt trains, in a sentence, by its title."""
+    return dict(_texts()["learning"])
+
+
+def _texts() -> dict[str, dict[str, str]]:
+    texts: dict[str, dict[str, str]] = yaml.safe_load((DATA / "advisor" / "prompts.yaml").read_text(encoding="utf-8"))
+    return texts
 
 
 def _table(a: Scores, b: Scores, names: tuple[str, str]) -> str:

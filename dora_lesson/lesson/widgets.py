@@ -106,8 +106,8 @@ _COPY = (
 class CopyBox:
     """A text in a box with a button that copies it. Where a browser forbids that, the text is selected for Ctrl+C."""
 
-    def __init__(self, title: str, text: str) -> None:
-        self.title, self.text = title, text
+    def __init__(self, title: str, text: str, note: str = "") -> None:
+        self.title, self.text, self.note = title, text, note
 
     def _repr_html_(self) -> str:
         rows = min(14, self.text.count("\n") + 2)
@@ -115,16 +115,17 @@ class CopyBox:
             f"<div><b>{html.escape(self.title)}</b><br>"
             f'<textarea readonly rows="{rows}" style="width: 100%; font-family: monospace" '
             f'aria-label="{html.escape(self.title)}">{html.escape(self.text)}</textarea><br>'
-            f'<button type="button" onclick="{html.escape(_COPY)}">copy</button> <span></span></div>'
+            f'<button type="button" onclick="{html.escape(_COPY)}">copy</button> <span></span>'
+            f"<p>{html.escape(self.note)}</p></div>"
         )
 
     def __repr__(self) -> str:
-        return f"{self.title}\n\n{self.text}"
+        return "\n\n".join(part for part in (self.title, self.text, self.note) if part)
 
 
-def copy_box(title: str, text: str) -> CopyBox:
-    """A text to copy with one click, such as a prompt."""
-    return CopyBox(title, text)
+def copy_box(title: str, text: str, note: str = "") -> CopyBox:
+    """A text to copy with one click, such as a prompt, and a note below it that is not copied."""
+    return CopyBox(title, text, note)
 
 
 def _menu(description: str, options: Any, value: str) -> Any:
