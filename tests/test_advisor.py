@@ -386,6 +386,7 @@ def test_eight_bit_adamw_is_taken_where_nothing_fits_without() -> None:
 )
 def test_a_model_is_known_by_its_name_as_people_write_it(name: str) -> None:
     assert request(24, name).label == BIG
+    assert request(24, server="vLLM") == request(24, server="vllm")
 
 
 def test_a_smaller_model_that_is_proposed_reads_chats_of_that_length() -> None:

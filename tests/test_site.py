@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,13 @@ def test_every_link_within_the_site_leads_somewhere(page: Any, site: str) -> Non
         name, _, fragment = unquote(link.removeprefix(f"{site}/").split("?")[0]).partition("#")
         assert (ROOT / "build" / "site" / (name or "index.html")).is_file(), link
         assert not fragment or name not in ids or fragment in ids[name], link
+
+
+def test_a_list_for_programs_names_every_page(page: Any, site: str) -> None:
+    listed = page.request.get(f"{site}/llms.txt").text()
+    assert listed.startswith("# dora_lesson\n\n> ") and len(listed.splitlines()[2]) > 20
+    found = re.findall(r"^- \[(.+)\]\(https://[^)]+\.github\.io/[^/)]+/(.+)\)$", listed, flags=re.M)
+    assert {name for _, name in found} == {*pages()} and any(title == "05 QDoRA on a 4-bit Llama" for title, _ in found)
 
 
 def test_the_lessons_follow_one_another(page: Any, site: str) -> None:

@@ -16,7 +16,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
-REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+COURSE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = COURSE["urls"]["Repository"]
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
 OTHER_PAGES = ["docs/glossary", "docs/instructors", "CONTRIBUTING", "CHANGELOG", "data/README"]
 
@@ -34,6 +35,7 @@ html_static_path = [
     "site.css",
     str(importlib.metadata.distribution("sphinx-mathjax-offline").locate_file(MATHJAX)),
 ]
+html_baseurl = "https://{}.github.io/{}/".format(*REPOSITORY.split("/")[-2:])
 html_favicon = "favicon.svg"
 html_theme, html_title, html_use_index = "sphinx_book_theme", "dora_lesson", False
 html_context = {"default_mode": "auto"}
@@ -105,8 +107,18 @@ def _link_terms(page: nodes.document, glossary: str) -> None:
             text.parent.replace(text, [*pieces, nodes.Text(text[end:])])
 
 
+def write_list_of_pages(app: Sphinx, error: Exception | None) -> None:
+    """For programs that read the web: llms.txt, with each page's address and title (the form is llmstxt.org's)."""
+    if error is None:
+        lines = [f"# {project}", "", f"> {COURSE['description']}", "", "## Pages", ""]
+        titles = {page: title.astext() for page, title in app.env.titles.items()}
+        lines += [f"- [{title}]({html_baseurl}{page}.html)" for page, title in sorted(titles.items())]
+        Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("source-read", change_source)
     app.connect("doctree-read", change_page)
+    app.connect("build-finished", write_list_of_pages)
     return {"parallel_read_safe": True}

@@ -107,6 +107,7 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
         ValueError, SetupError: as in `recommend`.
     """
     for name, known in _CHOICES.items():
+        given[name] = given[name].lower() if isinstance(given[name], str) else given[name]  # vLLM, TGI, Ollama
         if given[name] not in known:
             raise ValueError(f"{name} is {given[name]!r}, but one of {', '.join(known)} is expected.")
     if isinstance(vram_gb, bool) or not isinstance(vram_gb, numbers.Real) or not 0 < vram_gb < 10_000:
