@@ -204,6 +204,7 @@ def test_steps_that_are_no_number_of_steps_are_refused(steps: Any) -> None:
         recommend(12, BIG).script(steps=steps)
 
 
+@pytest.mark.slow
 def test_the_rules_hold_for_every_combination() -> None:
     """Two hundred situations and more: no exception, the fit is real, each change is asked again and agrees."""
     situations = [*itertools.product(PRIORITIES, INFERENCE, SERVERS, TRAINERS, (6, 24), (BIG, "llama-3.2-1b"))]

@@ -49,6 +49,7 @@ def test_nothing_to_recommend_is_written_as_that() -> None:
     assert "on a larger card, bought or rented: " in text and "from peft import" not in text
 
 
+@pytest.mark.slow
 def test_the_rules_and_the_table_of_cards_lead_to_the_advisors_answer() -> None:
     """Read as an assistant would read them, with nothing but the file."""
     text = skill_text(recommend(12, "llama-3.1-8b"), A, B, items=68)
