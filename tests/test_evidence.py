@@ -117,9 +117,20 @@ def test_committed_records_hold_what_the_lessons_say(name: str) -> None:
         assert ("requantised" in run) == (base["method"] == "qbase")
 
 
-@pytest.mark.parametrize("name", ["short", "four_bit"])
-def test_the_short_records_have_three_paired_seeds(name: str) -> None:
-    assert len(load_record(name)["seeds"]) >= 3
+@pytest.mark.parametrize("name", ["methods"])
+def test_recorded_experiments_pair_their_seeds(name: str) -> None:
+    """Every method has every seed, with the movement that lesson 02 reads and the scores that lesson 07 reads."""
+    recorded = load_runs(name)
+    pairs = {(run["config"]["method"], run["config"]["seed"]) for run in recorded}
+    seeds, methods = {seed for _, seed in pairs}, {method for method, _ in pairs}
+    assert len(pairs) == len(recorded) == len(seeds) * len(methods) and len(seeds) >= 3
+    assert len({run["config"]["steps"] for run in recorded}) == 1
+    for run in recorded:
+        assert len(run["movement"]) == 4 * 30 * 5 and len(run["losses"]) == run["config"]["steps"]
+        assert run["scores"]["task_accuracy"] == pytest.approx(run["right"].count("1") / len(run["right"]), abs=1e-4)
+        assert run["scores"]["persona_consistency"] == pytest.approx(
+            sum(run["persona"]) / len(run["persona"]), abs=1e-3
+        )
 
 
 # Paired runs.
