@@ -391,9 +391,8 @@ def test_a_model_is_known_by_its_name_as_people_write_it(name: str) -> None:
 
 
 def test_a_smaller_model_that_is_proposed_reads_chats_of_that_length() -> None:
-    for vram_gb, tokens in [(8, 16_000), (40, 100_000)]:
-        for change in find_changes(request(vram_gb, BIG, sequence_length=tokens)):
-            assert change.request.config.max_position_embeddings >= change.request.sequence_length
+    for change in find_changes(request(8, BIG, sequence_length=16_000)):
+        assert change.request.config.max_position_embeddings >= change.request.sequence_length
 
 
 def test_memory_first_says_what_the_weights_take() -> None:

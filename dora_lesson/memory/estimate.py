@@ -201,20 +201,16 @@ def _constants(layer: Any, double: bool) -> int:
     return blocks + 4 * -(-blocks // _SECOND_BLOCK) + _TABLES if double else 4 * blocks + 4 * 16
 
 
-_counted: dict[tuple[Any, ...], tuple[int, int]] = {}
+_remembered: dict[tuple[Any, ...], Any] = {}  # counts and shapes, which many estimates share
 
 
 def _activations(
     config: Any, adapter: tuple[int, Any] | None, batch_size: int, sequence_length: int, reply: int, dtype: torch.dtype
 ) -> tuple[int, int]:
-    """Bytes that autograd saves in a pass through models of one block and of two, with LoRA on them or trained whole.
-
-    The tensors are fake: they have shapes and no memory. What was counted once is remembered, because methods and
-    checkpointing share it.
-    """
+    """Bytes that autograd saves in a pass of fake tensors through one block and through two, with LoRA or whole."""
     key = (config.to_json_string(), str(adapter), batch_size, sequence_length, reply, dtype)
-    if key in _counted:
-        return _counted[key]
+    if key in _remembered:
+        return _remembered[key]
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
@@ -229,11 +225,8 @@ def _activations(
             tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
             one_pass = {"input_ids": tokens, "labels": tokens[:, -reply:], "use_cache": False, "logits_to_keep": reply}
             sizes.append(saved_by(functools.partial(model, **one_pass), model.parameters))
-    _counted[key] = sizes[0], sizes[1]
-    return _counted[key]
-
-
-_shapes: dict[tuple[type, str], Any] = {}
+    _remembered[key] = sizes[0], sizes[1]
+    return _remembered[key]
 
 
 def _on_meta(config: Any) -> Any:
@@ -242,10 +235,10 @@ def _on_meta(config: Any) -> Any:
 
     require_language_model(config)
     key = (type(config), config.to_json_string())
-    if key not in _shapes:
+    if key not in _remembered:
         with torch.device("meta"):
-            _shapes[key] = AutoModelForCausalLM.from_config(config)
-    return _shapes[key]
+            _remembered[key] = AutoModelForCausalLM.from_config(config)
+    return _remembered[key]
 
 
 def _whole(**sizes: Any) -> list[int]:
