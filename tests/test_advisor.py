@@ -391,8 +391,10 @@ def test_a_model_is_known_by_its_name_as_people_write_it(name: str) -> None:
 
 
 def test_a_smaller_model_that_is_proposed_reads_chats_of_that_length() -> None:
-    for change in find_changes(request(8, BIG, sequence_length=16_000)):
-        assert change.request.config.max_position_embeddings >= change.request.sequence_length
+    """SmolLM2 reads 8,192 tokens."""
+    short, long = (find_changes(request(7, "llama-3.2-1b", sequence_length=tokens)) for tokens in (4096, 10_000))
+    assert "smollm2-135m" in {change.request.label for change in short}
+    assert "smollm2-135m" not in {change.request.label for change in long}
 
 
 def test_memory_first_says_what_the_weights_take() -> None:

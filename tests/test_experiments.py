@@ -135,6 +135,7 @@ def killed(run: PairedRunConfig, command: str) -> dict[str, Any]:
     return {**provenance(command, [0]), "config": run.model_dump(mode="json"), "scores": {"loss": 1.0}}
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_named_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(experiments, "_quiet_run", killed)
     with pytest.raises(SetupError, match=r"The run dora-r2-.*-seed1 was killed, most likely for want of memory"):

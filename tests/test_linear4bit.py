@@ -262,6 +262,7 @@ def test_merging_a_model_keeps_full_size_or_packs_again():
         merge_adapters(add_adapters(small_llama(), "lora", r=2, lora_alpha=4, target_modules=["q_proj"]), four_bit=True)
 
 
+@pytest.mark.slow
 def test_a_merged_four_bit_llama_is_saved_as_a_plain_model(tmp_path):
     model, tokenizer = load_base(four_bit=True, dtype="float32")
     add_adapters(model.train(), "dora", r=4, lora_alpha=8, target_modules="all-linear")
