@@ -83,7 +83,8 @@ def _checkpointing() -> str:
 
     known = {argument.name for argument in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    return f'\n    {name}=True, {name}_kwargs={{"use_reentrant": False}},'
+    before = '  # "gradient_" before 5.23' if name.startswith("activation") else ""
+    return f'\n    {name}=True, {name}_kwargs={{"use_reentrant": False}},{before}'
 
 
 def _quoted(value: Any) -> str:
@@ -137,7 +138,7 @@ trainer.save_model("adapter"){leave}
 del trainer, model
 {ending}
 prompt = torch.tensor([ids_of(requests[0][:-1], add_generation_prompt=True)], device=model.device)
-reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64)
+reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True))
 {serving}"""
 _LEAVE = """
