@@ -85,8 +85,7 @@ def _more_gpus(request: Request) -> Iterator[Request]:
 
 def _for_dora(request: Request) -> Request:
     """The request under the constraints that DoRA asks for."""
-    merged = request if request.inference == "merged" else request.served("merged")
-    return replace(merged, priority="quality", base_format="16-bit")
+    return replace(request.served("merged"), priority="quality", base_format="16-bit")
 
 
 def _shorter_chats(request: Request) -> Iterator[Request]:

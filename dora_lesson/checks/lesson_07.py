@@ -9,10 +9,10 @@ from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
 from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number
-from dora_lesson.task_api.calls import call_lines, reply_text
+from dora_lesson.task_api.calls import call_lines, find_call, reply_text
 from dora_lesson.task_api.dataset import load_task_api, validate_item
 
-MOST_LETTERS_OF_A_NAME = 30  # "You are Bob. Today is Monday." and the like say nothing of a persona
+LEAST_LETTERS = 30  # "You are Bob. Today is Monday." and the like say nothing of a persona
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
 _FITS = ((True, True), (False, True), (False, False))  # in 16 and in 4 bits; what fits in 16 fits in 4
 CASES = [*itertools.product(_FITS, ("quality", "time", "memory"), ("merged", "unmerged", "4-bit"), (True, False))]
@@ -139,9 +139,8 @@ def persona_item(attempt: Attempt) -> None:
     tasks = re.findall(r"^(\d+)\. .*$", system, flags=re.M)
     persona = re.sub(r"^\d+\. .*$", "", system, flags=re.M)
     letters = len(re.findall(r"\w", persona))  # words would not do: not every language puts spaces between them
-    expect(letters >= MOST_LETTERS_OF_A_NAME, "the system message says too little of the persona; a sentence at least.")
+    expect(letters >= LEAST_LETTERS, "the system message says too little of the persona; a sentence at least.")
     expect(bool(reply_text(reply).strip()), "the reply is its call alone; let the persona say a sentence before it.")
     expect(reply.rstrip().splitlines()[-1] in call_lines(reply), "something follows the call; put the call last.")
-    call_ = json.loads(call_lines(reply)[0])
-    named = str(call_.get("task", "")) if call_["action"] in ("complete", "update", "delete") else ""
+    named = str((find_call(reply) or {}).get("task", ""))
     expect(named in ("", *tasks), f"the call names task {named}, which is not on the list of the system message.")
