@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from dora_lesson.core import SetupError as SetupError
     from dora_lesson.environment import doctor as doctor
     from dora_lesson.environment import start_lesson as start_lesson
+    from dora_lesson.evidence.compare import arm as arm
+    from dora_lesson.evidence.compare import compare as compare
     from dora_lesson.evidence.published import load_published as load_published
     from dora_lesson.evidence.records import load_record as load_record
     from dora_lesson.evidence.records import load_runs as load_runs
-    from dora_lesson.evidence.stats import arm as arm
-    from dora_lesson.evidence.stats import compare as compare
     from dora_lesson.evidence.stats import detectable as detectable
+    from dora_lesson.evidence.stats import holm as holm
     from dora_lesson.evidence.stats import paired_difference as paired_difference
     from dora_lesson.memory.estimate import adapter_parameters as adapter_parameters
     from dora_lesson.memory.estimate import estimate as estimate
@@ -90,7 +91,8 @@ _HOME = {
     "task_api.scoring": ["score"],
     "training.finetune": ["finetune"],
     "evidence.records": ["load_record", "load_runs"],
-    "evidence.stats": ["arm", "compare", "detectable", "paired_difference"],
+    "evidence.compare": ["arm", "compare"],
+    "evidence.stats": ["detectable", "holm", "paired_difference"],
     "evidence.published": ["load_published"],
     "core": ["SetupError"],
     "environment": ["doctor", "start_lesson"],

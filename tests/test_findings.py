@@ -74,17 +74,17 @@ def test_the_sweep_s_findings_name_every_setting_that_both_methods_ran_at() -> N
         text = findings.finding(name).text
         ranks = {run["config"]["r"] for run in runs if run["config"]["method"] in methods}
         assert {int(r) for r in re.findall(r"r = (\d+)", text)} == ranks
-    assert "r = 4: -0.0034 (-0.0046 to -0.0027)" in findings.finding("sweep").text
-    assert "at 0.004 for both -0.0063 (-0.0106 to -0.0025)" in findings.finding("sweep").text
-    assert "at 0.008 for both -0.0077 (-0.0181 to +0.0014)" in findings.finding("sweep").text
+    assert "r = 4: -0.0034 (-0.0045 to -0.0024)" in findings.finding("sweep").text
+    assert "at 0.004 for both -0.0063 (-0.0109 to -0.0017)" in findings.finding("sweep").text
+    assert "at 0.008 for both -0.0077 (-0.0185 to +0.0031)" in findings.finding("sweep").text
     packed = findings.finding("sweep, 4 bits")
     for setting in (
         "r = 8: -0.0016",
-        "r = 64 with lora_alpha = 16 at one rate: -0.0078 (-0.0092 to -0.0070)",
+        "r = 64 with lora_alpha = 16 at one rate: -0.0078 (-0.0091 to -0.0066)",
         "r = 64 with lora_alpha = 64 at one rate: +0.0049",
     ):
         assert setting in packed.text
-    assert "Zero is outside 1 of 3." in packed.text  # which the quiz repeats
+    assert "zero is outside 1 of 3." in packed.text  # which the quiz repeats
     assert "+0.0777" in findings.finding("cost of 4 bits").text
 
 

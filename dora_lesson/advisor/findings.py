@@ -15,9 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from dora_lesson.core import DATA, METHODS
+from dora_lesson.evidence.compare import Comparison, arm, compare
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.records import load_record, load_runs
-from dora_lesson.evidence.stats import Comparison, arm, compare, paired_difference
+from dora_lesson.evidence.stats import holm, paired_difference
 
 Side = Literal["dora", "lora", "either"]
 KINDS = ("measured", "published", "opinion")  # of `findings()`; a `rule` follows from a request alone
@@ -149,7 +150,8 @@ def _sweep() -> list[Finding]:
                 alike = [(rate, compare(arm(runs, a, r, alpha, rate), arm(runs, b, r, alpha, rate))) for rate in rates]
                 each = ", ".join(f"at {rate:g} for both {_interval(same)}" for rate, same in alike)
                 settings[-1] += f" (tuning gave the rates {rates[0]:g} and {rates[1]:g}; {each})"
-        dora_lower = [comparison.mean < 0 for comparison in compared.values() if comparison.measurable]
+        corrected = holm([comparison.p for comparison in compared.values()])
+        dora_lower = [found.mean < 0 for found, p in zip(compared.values(), corrected, strict=True) if p < 0.05]
         side: Side = "either" if len(set(dora_lower)) != 1 else "dora" if dora_lower[0] else "lora"
         first = next(iter(compared.values()))
         sentence = _numbers(first, runs) | {"outside": len(dora_lower), "compared": len(compared)}

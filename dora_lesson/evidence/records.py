@@ -62,6 +62,7 @@ def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
         for record in old.values():
             config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
             record["config"] = {"level": "first edition"} | config  # the set had one level then
+            record["item_losses"] = {config["split"]: record["item_losses"]}
         return old
     runs: dict[str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -1,33 +1,47 @@
-"""Comparisons that a lesson may rest on: paired differences with their intervals."""
+"""The statistics that a lesson may rest on: paired differences with their interval, their p, and what they exclude."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from dora_lesson.core import METHODS
-
-Run = dict[str, Any]  # a record of one run
+EXACT_UP_TO = 12  # pairs; of more, ten thousand flips are drawn
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference with its 95 % interval; `count` pairs went into it."""
+    """A mean paired difference b − a with its 95 % interval; `count` pairs went into it.
+
+    `low_90` and `high_90` are the ends of the 90 % interval, which two one-sided tests at 5 % ask for. `p` is that of
+    the paired t test, `sign_flip_p` that of the sign-flip test, which asks nothing about the shape of the noise.
+    """
 
     mean: float
     low: float
     high: float
     count: int
+    low_90: float
+    high_90: float
+    p: float
+    sign_flip_p: float
 
     @property
     def measurable(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
+
+    def within(self, margin: float) -> bool:
+        """Whether two one-sided tests at 5 % show that the difference is smaller than `margin`, either way.
+
+        Raises:
+            ValueError: the margin is not above 0.
+        """
+        if not margin > 0:
+            raise ValueError(f"margin is {margin}, but a number above 0 is expected: the largest gap called alike.")
+        return -margin < self.low_90 and self.high_90 < margin
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f}, {self.count} pairs)"
@@ -39,180 +53,89 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     Raises:
         ValueError: the lengths differ, there are fewer than two pairs, or a value is not a finite number.
     """
-    from scipy import stats
-
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"There are {len(a)} and {len(b)} values, but at least two pairs are expected.")
-    differences = [float(y) - float(x) for x, y in zip(a, b, strict=True)]
-    if not all(map(math.isfinite, differences)):
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    if not np.isfinite(differences).all():
         raise ValueError(f"The values are {[*a]} and {[*b]}, but finite numbers are expected: did a run diverge?")
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
-    return Difference(mean, mean - half, mean + half, len(differences))
+    error = differences.std(ddof=1) / len(a) ** 0.5
+    return _student(differences.mean(), error, len(a) - 1, len(a), sign_flip_p(differences))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What paired runs say of b against a: `mean` of b − a with its 95 % bootstrap interval, `low` to `high`.
+def crossed_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
+    """Mean of b − a over seeds × items, whose interval holds for other seeds and for other items.
 
-    `detectable` is the smallest difference that as many pairs with such a spread would show, at the 5 % level, four
-    times in five. `time` and `memory` are b's over a's (medians over the pairs). `differs` holds the settings,
-    hardware and versions in which the two runs of a pair differ, as key: (a's, b's). `str()` says it in a sentence.
-    """
-
-    measure: str
-    names: tuple[str, str]
-    mean: float
-    low: float
-    high: float
-    pairs: int
-    detectable: float
-    time: float
-    memory: float
-    differs: dict[str, tuple[Any, Any]]
-
-    @property
-    def measurable(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        a, b = self.names
-        text = (
-            f"{b} − {a}, {self.measure}: {self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.pairs} pairs): "
-        )
-        if self.measurable:
-            text += f"{b} is {'higher' if self.mean > 0 else 'lower'}"
-        else:
-            text += "no difference that these runs could show; one of "
-            text += f"{self.detectable:.4f} would show four times in five"
-        if hardware := self.differs.get("hardware"):
-            return f"{text}. Time and memory cannot be compared: {a} ran on {hardware[0]}, and {b} on {hardware[1]}."
-        return f"{text}. {b} takes {self.time:.2f} times the time and {self.memory:.2f} times the memory."
-
-
-def compare(a: Sequence[Run], b: Sequence[Run], measure: str = "loss") -> Comparison:
-    """Compare two arms of runs, paired by seed: the difference of a score, with an interval and in words.
-
-    The interval is scipy's percentile bootstrap over the pairs, expanded for small samples (Hesterberg 2015, arXiv
-    1411.5279). It covers the seeds alone, not other data, models or settings.
-
-    Args:
-        a, b: records of `experiment`, one a seed; both arms with the same seeds.
-        measure: which of the records' scores.
+    `a[seed][item]` is a score. The variance of the mean is that of the seeds' means plus that of the items' means less
+    what both count twice, and never below either; its degrees of freedom are Satterthwaite's. `count` is that of the
+    seeds, and `sign_flip_p` flips seeds.
 
     Raises:
-        ValueError: fewer than five pairs, no such score, a run that diverged, a seed without its partner, or twice in
-            an arm.
+        ValueError: the shapes differ, there are fewer than two seeds or items, or a value is not a finite number.
     """
-    pairs = _pairs(a, b)
-    for run in (*a, *b):
-        if measure not in run["scores"]:
-            raise ValueError(f"measure is {measure!r}, but one of {', '.join(run['scores'])} is expected.")
-        if not math.isfinite(score := run["scores"][measure]):
-            label = f"{_label(run)} with seed {run['config']['seed']}"
-            raise ValueError(f"The run of {label} diverged (its {measure} is {score}): take rates at which none does.")
-    differences = [y["scores"][measure] - x["scores"][measure] for x, y in pairs]
-    low, high = _bootstrap_interval(differences)
-    on_cpu = all("processor_seconds" in run for run in (*a, *b))
-    clock = "processor_seconds" if on_cpu else "seconds"  # of a shared CPU, its own share alone
-    time, memory = (statistics.median(y[key] / x[key] for x, y in pairs) for key in (clock, "peak_memory_bytes"))
-    labels = _label(a[0]), _label(b[0])
-    if labels[0] == labels[1]:
-        labels = f"{labels[0]} (first arm)", f"{labels[1]} (second arm)"
-    return Comparison(
-        measure=measure,
-        names=labels,
-        mean=statistics.fmean(differences),
-        low=low,
-        high=high,
-        pairs=len(pairs),
-        detectable=detectable(statistics.stdev(differences), len(pairs)),
-        time=time,
-        memory=memory,
-        differs=_differing(pairs),
-    )
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape or first.ndim != 2 or min(first.shape) < 2:
+        raise ValueError(f"The scores have shapes {first.shape} and {second.shape}, but seeds × items are expected.")
+    gaps = second - first
+    if not np.isfinite(gaps).all():
+        raise ValueError("Some scores are not finite numbers: did a run diverge?")
+    seeds, items = gaps.shape
+    by_seed, by_item = gaps.mean(axis=1), gaps.mean(axis=0)
+    rest = gaps - by_seed[:, None] - by_item + gaps.mean()
+    of_seeds, of_items = by_seed.var(ddof=1) / seeds, by_item.var(ddof=1) / items
+    of_rest = (rest**2).sum() / ((seeds - 1) * (items - 1)) / gaps.size
+    variance = max(of_seeds + of_items - of_rest, of_seeds, of_items)
+    parts = of_seeds**2 / (seeds - 1) + of_items**2 / (items - 1)
+    freedom = variance**2 / parts if parts else seeds - 1
+    return _student(gaps.mean(), variance**0.5, freedom, seeds, sign_flip_p(by_seed))
 
 
-def _pairs(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """The runs of both arms, seed by seed."""
-    by_seed = [{run["config"]["seed"]: run for run in runs} for runs in (a, b)]
-    if [*map(len, by_seed)] != [len(a), len(b)] or by_seed[0].keys() != by_seed[1].keys():
-        seeds = [sorted(run["config"]["seed"] for run in runs) for runs in (a, b)]
-        raise ValueError(f"The seeds are {seeds[0]} and {seeds[1]}: pass pairs, each seed once in both arms.")
-    if (count := len(a)) < 5:
-        raise ValueError(
-            f"There {'is 1 pair' if count == 1 else f'are {count} pairs'}, but five or more are expected: two runs of "
-            "one method differ as well when the seed changes, so a difference says nothing until it is held against "
-            "that spread. Run more seeds of both."
-        )
-    return [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0])]
-
-
-def _bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean, expanded for small samples (Hesterberg 2015, section 3.3)."""
+def _student(mean: float, error: float, freedom: float, count: int, flipped: float) -> Difference:
     from scipy import stats
 
-    count = len(differences)
-    if statistics.stdev(differences) == 0:
-        return differences[0], differences[0]
-    tail = stats.norm.cdf(-((count / (count - 1)) ** 0.5) * stats.t.ppf(0.975, count - 1))
-    result = stats.bootstrap((differences,), np.mean, method="percentile", confidence_level=1 - 2 * tail, rng=0)
-    low, high = result.confidence_interval
-    return float(low), float(high)
+    mean, error = float(mean), float(error)
+    half, half_90 = (float(stats.t.ppf(at, freedom)) * error for at in (0.975, 0.95))
+    p = 2 * float(stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, count, mean - half_90, mean + half_90, p, flipped)
 
 
-def _differing(pairs: Sequence[tuple[Run, Run]]) -> dict[str, tuple[Any, Any]]:
-    """In what the two runs of some pair differ, besides the seed."""
-    differs: dict[str, tuple[Any, Any]] = {}
-    for runs in pairs:
-        x, y = ({**run["config"], **{key: run.get(key) for key in ("hardware", "versions")}} for run in runs)
-        for key in x | y:
-            if key != "seed" and key not in differs and x.get(key) != y.get(key):
-                differs[key] = x.get(key), y.get(key)
-    return differs
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """The share of all ways to flip the signs of the differences whose mean is as far from 0 as theirs, or farther.
+
+    Exact up to 12 pairs. With n pairs it is never below 2 / 2ⁿ: five pairs cannot get below 0.0625.
+    """
+    from scipy import stats
+
+    flips = 2 ** len(differences) if len(differences) <= EXACT_UP_TO else 9_999
+    found = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        lambda x, axis: np.abs(x.mean(axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=flips,
+        rng=0,
+    )
+    return float(found.pvalue)
 
 
-def arm(
-    records: Sequence[Run],
-    method: str,
-    r: int = 0,
-    lora_alpha: float | None = None,
-    learning_rate: float | None = None,
-) -> list[Run]:
-    """The runs of one arm that are to be compared, in the order of their seeds.
-
-    Without `learning_rate` those at the rate that tuning chose, the lowest loss among the arm's validation runs.
-    Without `lora_alpha` those of any; without `r` those of full fine-tuning, which has none.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for as many comparisons, in their order (Holm 1979): one below 0.05 stands at 5 % for all.
 
     Raises:
-        ValueError: there are no such runs, or they have more than one rate or lora_alpha: say which.
+        ValueError: one of them is not between 0 and 1.
     """
-    wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    runs = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
-    _require_same("lora_alpha", runs, wanted)  # tuning one scaling says nothing about another
-    tuning = [run for run in runs if run["config"]["split"] == "validation"]
-    runs = [run for run in runs if run["config"]["split"] == "test"]
-    if tuning and learning_rate is None:
-        best = min(tuning, key=loss_to_rank)["config"]["learning_rate"]
-        runs = [run for run in runs if run["config"]["learning_rate"] == best]
-    if not runs:
-        raise ValueError(f"There are no runs to compare with {wanted}.")
-    _require_same("learning_rate", runs, wanted)
-    return sorted(runs, key=lambda run: int(run["config"]["seed"]))
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"The p values are {[*p_values]}, but numbers from 0 to 1 are expected.")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
 
 
-def _require_same(key: str, runs: Sequence[Run], wanted: dict[str, Any]) -> None:
-    if len(values := {run["config"][key] for run in runs}) > 1:
-        raise ValueError(f"The runs with {wanted} have {key} {', '.join(map(str, sorted(values)))}: say which.")
-
-
-def loss_to_rank(record: Run) -> float:
-    """A run's loss; infinite if the run diverged, so that it is never the best one."""
-    loss = float(record["scores"]["loss"])
-    return loss if math.isfinite(loss) else math.inf
+def perplexity_percent(nats: float) -> float:
+    """A difference of losses in nats a token, as the change of perplexity in per cent."""
+    return 100 * math.expm1(nats)
 
 
 def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.8) -> float:
@@ -235,8 +158,3 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
         return float(stats.ncf.sf(critical, 1, pairs - 1, shift**2)) - power
 
     return spread * float(optimize.brentq(missing, 0, 3 * critical**0.5)) / pairs**0.5
-
-
-def _label(run: Run) -> str:
-    method = run["config"]["method"]
-    return METHODS[method].label if method in METHODS else str(method)
