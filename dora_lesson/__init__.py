@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dora_lesson.core import print_everywhere
+from dora_lesson.core import print_everywhere, quiet_known_noise
 
 if TYPE_CHECKING:
     from dora_lesson.adapters.dora import DoRALinear as DoRALinear
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 print_everywhere(sys.stdout)
+quiet_known_noise()
 
 _HOME = {
     "adapters.geometry": ["decompose", "recompose", "magnitude_change", "direction_change"],

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from dora_lesson.core import SetupError, quiet_known_noise
+from dora_lesson.core import SetupError
 from dora_lesson.environment import doctor
 
 
@@ -26,7 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
     size.add_argument("--rounds", type=int, default=5, help="timed steps of each method")
     size.add_argument("--record", type=Path, help="a file to write the rows to, with how they were made")
     chosen = parser.parse_args(arguments)
-    quiet_known_noise()
     try:
         if chosen.command == "measure":
             return _measure(chosen)

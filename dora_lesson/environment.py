@@ -14,8 +14,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from dora_lesson.core import quiet_known_noise
-
 PYTHONS = ((3, 10), (3, 13))
 LIBRARIES = [
     *("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "gguf"),
@@ -104,8 +102,7 @@ def _device_rows(report: Report, four_bit: bool) -> None:
 
 
 def start_lesson() -> None:
-    """Open a lesson: style, silence for two known notices, and one line that says Ready or what stands in the way."""
-    quiet_known_noise()
+    """Open a lesson: one line that says Ready or what stands in the way."""
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         print(f"Not ready: {', '.join(missing)} missing; {INSTALL}, then restart the kernel.")
@@ -132,7 +129,6 @@ def _imported_before_an_update() -> list[str]:
 
 def four_bit_problem(device: Any) -> str | None:
     """Try a small NF4 layer on the device: None if it works, else what went wrong, in a few words."""
-    quiet_known_noise()
     try:
         import torch
         from bitsandbytes.nn import Linear4bit

@@ -12,7 +12,7 @@ import pytest
 
 from dora_lesson import environment
 from dora_lesson.__main__ import main
-from dora_lesson.core import SetupError
+from dora_lesson.core import SetupError, quiet_known_noise
 from dora_lesson.environment import Report, doctor, start_lesson
 from tests.conftest import ROOT, RunPython
 from tools import notebooks
@@ -130,6 +130,11 @@ def test_importing_the_package_is_light(run_python: RunPython) -> None:
     assert done.stdout.strip() == "set()", done.stderr
 
 
+def test_whatever_is_imported_first_nothing_is_said_on_stderr(run_python: RunPython) -> None:
+    done = run_python("import dora_lesson.evidence.records, sys; print('bitsandbytes' in sys.modules)")
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
 def test_every_public_name_can_be_had() -> None:
     import dora_lesson
 
@@ -148,7 +153,7 @@ def test_known_notices_are_silenced_and_others_are_not(caplog: pytest.LogCapture
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        environment.quiet_known_noise()
+        quiet_known_noise()
         warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
     assert [str(w.message) for w in seen] == ["something else is deprecated"]

@@ -12,10 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dora_lesson.core import quiet_known_noise
-
-quiet_known_noise()  # bitsandbytes logs a line about a missing package on the first 4-bit product
-
 
 def is_four_bit(layer: nn.Module) -> bool:
     """Whether the layer's weights are packed in 4 bits and come with what unpacks them."""

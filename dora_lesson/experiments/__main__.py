@@ -7,7 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from dora_lesson.core import DATA, SetupError, quiet_known_noise
+from dora_lesson.core import DATA, SetupError
 from dora_lesson.evidence.design import DEFAULT, DESIGNS, read_design
 from dora_lesson.evidence.records import read_runs
 
@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor's cores")
     parser.add_argument("--plan", action="store_true", help="say what would be run and what it can detect, and stop")
     options = parser.parse_args(arguments)
-    quiet_known_noise()
     try:
         design = read_design(options.design, options.base)
         path = options.design or DEFAULT

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dora_lesson.core import SetupError, quiet_known_noise
+from dora_lesson.core import SetupError
 from dora_lesson.models.bundled import HUB_NAME, cache_folder, prepare, quiet_transformers
 
 BUNDLED = "bundled"
@@ -39,7 +39,6 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet_known_noise()
     place = _device(device)
     number = _dtype(dtype, place)
     model_id = chosen_base(model_id)

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from dora_lesson.core import SetupError, quiet_known_noise
+from dora_lesson.core import SetupError
 from dora_lesson.multi_gpu.config import MultiGpuConfig, read_config
 
 _RUN = "run.yaml"
@@ -37,7 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_config(parser.parse_args(arguments).config)
         if problem := launcher_problem(os.environ):
             raise SetupError(problem)
-        quiet_known_noise()
         state = start_processes(config)
         claim_folder(config, state)
         model, tokenizer = prepare_model(config, state)
