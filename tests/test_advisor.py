@@ -330,7 +330,7 @@ def test_the_base_stays_in_16_bits_where_lora_fits_so() -> None:
 def test_dora_is_named_as_a_candidate_beside_lora() -> None:
     for vram_gb, name, plain, base, evidence in [
         (24, "DoRA", "LoRA", "fits in 16 bits", "sweep"),
-        (12, "QDoRA", "QLoRA", "fits in 4 bits", "sweep, 4 bits"),
+        (16, "QDoRA", "QLoRA", "fits in 4 bits", "sweep, 4 bits"),
     ]:
         found = recommend(vram_gb, BIG)
         assert found.headline == f"{name}, r = 16, beside {plain}" and found.method == name

@@ -117,3 +117,22 @@ def test_a_sharded_step_takes_what_was_published(method: str, within: float) -> 
     assert memory_fit.sharded_peak(estimate(config, method, **whole), config, 2) / 1e9 == pytest.approx(
         published, within
     )
+
+
+@pytest.mark.parametrize(("vram_gb", "tight"), [(10, True), (12, True), (16, False)])
+def test_over_4_bits_a_setup_leaves_the_room_that_published_runs_took(vram_gb: float, tight: bool) -> None:
+    """Unless no setup does: then the one that takes least is named, with what to try first."""
+    found = recommend(vram_gb, "llama-3.1-8b")
+    assert found.setup is not None and found.setup.four_bit
+    above = load_published("memory/above the estimate %/4 bits/highest")
+    assert (found.setup.peak * (1 + above / 100) > memory_fit.usable_bytes(vram_gb)) == tight
+    assert any(cost.text.startswith("it is tight") for cost in found.cost) == tight
+    if tight:
+        assert found.setup.peak == memory_fit.smallest_setup(found.request, found.setup.method).peak
+
+
+def test_over_16_bits_the_card_is_filled() -> None:
+    found = recommend(24, "llama-3.1-8b")
+    assert found.setup is not None and not found.setup.four_bit
+    larger = memory_fit.training_setup(found.request, found.setup.method, 2 * found.setup.batch_size, True, "adamw")
+    assert found.setup.peak < memory_fit.usable_bytes(24) < larger.peak

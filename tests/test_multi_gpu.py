@@ -156,6 +156,7 @@ def test_one_process_alone_speaks(folder, two):
     assert all("GB in a process" in sentence for sentence in sentences)
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_ends_the_run_with_its_reason_and_the_same_command_goes_on(folder, two):
     file = write(folder, "killed", method="dora", distributed="fsdp")
     (folder / "killed.py").write_text(KILLED)

@@ -41,7 +41,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "exercise-t4_setting: 15": "the card's size, which the exercise sets",
         "exercise-t4_setting: 4,096": "the tokens that the exercise asks for",
     },
-    "07_choose_your_adapter": {"questions: 8": "the rule of others, told in order to be judged"},
+    "07_choose_your_adapter": dict.fromkeys(["questions: 8", "questions: 10"], "the rule of others, told to be judged"),
 }
 
 

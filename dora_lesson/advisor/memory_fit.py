@@ -10,6 +10,7 @@ import torch
 
 from dora_lesson.advisor.request import Request, Shape
 from dora_lesson.core import METHODS
+from dora_lesson.evidence.published import load_published
 from dora_lesson.memory.estimate import MemoryEstimate, adapter_parameters, estimate
 
 BATCHES = (1, 2, 4, 8)
@@ -73,13 +74,27 @@ def find_setup(request: Request, method: str) -> TrainingSetup | None:
     """The first setup of this method that fits the card of the request, or None.
 
     The order is: no checkpointing before checkpointing, which runs each block's forward pass twice; within each, the
-    larger batch before the smaller; at the end checkpointing with 8-bit AdamW. Where memory is first, only the setup
-    that takes least is looked at.
+    larger batch before the smaller; then checkpointing with 8-bit AdamW. Over 4 bits these leave the room that
+    published runs took beyond the estimate. Last, and alone where memory is first, comes the setup that takes least.
     """
-    room = usable_bytes(request.vram_gb)
-    if request.priority == "memory":
-        least = smallest_setup(request, method)
-        return least if least.peak <= room else None
+    if request.priority != "memory" and (chosen := _with_room_to_spare(request, method)):
+        return chosen
+    least = smallest_setup(request, method)
+    return least if least.peak <= usable_bytes(request.vram_gb) else None
+
+
+def is_tight(request: Request, setup: TrainingSetup) -> bool:
+    """Whether a step as far above the estimate as published 4-bit runs were would not fit the card."""
+    return setup.peak > _room(request, setup.method)
+
+
+def _room(request: Request, method: str) -> float:
+    above = load_published("memory/above the estimate %/4 bits/highest") if METHODS[method].four_bit else 0
+    return usable_bytes(request.vram_gb) / (1 + above / 100)
+
+
+def _with_room_to_spare(request: Request, method: str) -> TrainingSetup | None:
+    room = _room(request, method)
     share = request.effective_batch_size // request.gpus  # of a step's sequences, for each GPU
     batches = [size for size in BATCHES if size == 1 or share % size == 0]
     for checkpointing, optimizer in [(False, request.optimizer), (True, request.optimizer), (True, _least(request))]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dora_lesson.advisor.findings import Finding, finding, rule
-from dora_lesson.advisor.memory_fit import TrainingSetup, smallest_setup, usable_bytes
+from dora_lesson.advisor.memory_fit import TrainingSetup, is_tight, smallest_setup, usable_bytes
 from dora_lesson.advisor.request import Request
 from dora_lesson.advisor.schedule import schedule
 from dora_lesson.core import METHODS
@@ -35,6 +35,8 @@ def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if setup.four_bit:
         yield rule("unpacking")
         yield finding("memory in 4 bits")
+        if is_tight(request, setup):
+            yield rule("tight")
     yield from _logits(request, setup)
     if request.inference == "merged":
         weights = 2 * setup.parameters.base
