@@ -139,7 +139,7 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
 ) -> None:
     """With a small random Llama in the place of the model, and two steps."""
     monkeypatch.chdir(tmp_path)
-    messages = [[{"role": "user", "content": ask}, {"role": "assistant", "content": reply}] for ask, reply in CHATS]
+    messages = [[{"role": "user", "content": ask}, {"role": "assistant", "content": reply}] for ask, reply in 5 * CHATS]
     (tmp_path / "my chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in messages))
     kinds = runs()
     assert len(kinds) >= 6 and {method for method, *_ in kinds} == {*ADAPTERS}
@@ -153,7 +153,8 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
             warnings.filterwarnings("error", message=".gradient_checkpointing")
             exec(compile(script, "train.py", "exec"), names)
         printed = capsys.readouterr().out
-        assert "2 of 3 chats have at most 512 tokens" in printed and "trainable params" in printed
+        assert "10 of 15 chats have at most 512 tokens" in printed and "trainable params" in printed
+        assert len(names["chats"]) == 9 and re.search(r"held-out loss \d+\.\d+", printed)
         # All but the reply and its end is masked.
         learned = names["tokenizer"].decode([i for i in names["chats"][0]["labels"] if i != -100])
         assert learned.startswith(CHATS[0][1]) and "ferry" not in learned

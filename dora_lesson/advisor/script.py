@@ -49,7 +49,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         quantized=quantized,
         place="" if several else ', device_map="auto"',
         config=", ".join(f"{key}={_quoted(value)}" for key, value in lora_config(setup).items()),
-        batch_size=setup.batch_size,
+        size=setup.batch_size,
         passes=setup.gradient_accumulation_steps,
         rate=f"{LEARNING_RATE:g}",
         checkpointing=_checkpointing() if setup.gradient_checkpointing else "",
@@ -69,12 +69,10 @@ def _ending(request: Request, dtype: str, quantized: str) -> str:
 
 
 def _packing(dtype: str, several: bool) -> str:
-    storage = f" bnb_4bit_quant_storage=torch.{dtype},  # for FSDP" if several else ""
-    return f"""packing = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.{dtype},{storage}
-)
-"""
+    settings = ['load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True']
+    settings[0] += f", bnb_4bit_compute_dtype=torch.{dtype},"
+    settings += [f"bnb_4bit_quant_storage=torch.{dtype},  # for FSDP"] if several else []
+    return "\n    ".join(["packing = BitsAndBytesConfig(", *settings]) + "\n)\n"
 
 
 def _checkpointing() -> str:
@@ -105,9 +103,8 @@ tokenizer = AutoTokenizer.from_pretrained(BASE)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
 
-def ids_of(turns, **options):
-    text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def ids_of(chat, **options):
+    return tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False).input_ids
 
 
 def encode(messages):
@@ -119,21 +116,24 @@ requests = [json.loads(line)["messages"] for line in open(DATA, encoding="utf-8"
 chats = [chat for chat in map(encode, requests) if len(chat["input_ids"]) <= {length}]
 print(f"{{len(chats)}} of {{len(requests)}} chats have at most {length} tokens")
 assert chats, "no chat is short enough"
+held_out, chats = chats[9::10], [chat for i, chat in enumerate(chats, 1) if i % 10]  # to compare runs on one in ten
 
 {packing}model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}{quantized}{place})
 config = LoraConfig(
     {config}
 )
+torch.manual_seed(0)
 model = get_peft_model(model, config)
 model.print_trainable_parameters()
 steps = {steps}
 arguments = TrainingArguments(
-    output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10),
-    per_device_train_batch_size={batch_size}, gradient_accumulation_steps={passes},{scaled}{optimizer}{checkpointing}
-    learning_rate={rate},  # try a third and three times as much before you judge
+    output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
+    per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{scaled}{optimizer}{checkpointing}
+    per_device_eval_batch_size={size}, prediction_loss_only=True, learning_rate={rate},  # try a third, and three times
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=chats, data_collator=DataCollatorForSeq2Seq(tokenizer))
 trainer.train()
+print("held-out loss", trainer.evaluate(held_out)["eval_loss"] if held_out else "of no chats")
 trainer.save_model("adapter"){leave}
 del trainer, model
 {ending}
@@ -142,9 +142,8 @@ reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt),
 print(tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True))
 {serving}"""
 _LEAVE = """
-if not trainer.is_world_process_zero():
-    raise SystemExit  # one process does the rest"""
-_MERGED = """
+if not trainer.is_world_process_zero(): raise SystemExit  # one process does the rest"""
+_MERGED = """\
 # Merge into a base that is not packed (on the CPU, for a card may not hold it), save, and ask what was saved.
 model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
 PeftModel.from_pretrained(model, "adapter").merge_and_unload().save_pretrained("merged")
@@ -162,7 +161,7 @@ _SERVING = {
 #   oneshot(model="merged", recipe=AWQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"]), dataset=...)
 """,
 }
-_BESIDE = """
+_BESIDE = """\
 # Put the saved adapter beside its base, and ask the two.
 base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}, device_map="auto"{quantized})
 model = PeftModel.from_pretrained(base, "adapter").eval()"""
