@@ -69,6 +69,15 @@ def test_the_changelog_has_this_version_and_its_headings() -> None:
     assert released[0] and released[0][1] == dora_lesson.__version__
 
 
+def test_a_wheel_holds_all_that_the_lessons_read() -> None:
+    """All of `data` but the sources that the Task API set is built from."""
+    settings = notebooks.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    data = ROOT / "data"
+    held = {file for pattern in settings["package-data"]["dora_lesson.data"] for file in data.glob(pattern)}
+    expected = {file for file in data.rglob("*") if file.is_file() and not {"source", "runs"} & {*file.parts}}
+    assert expected <= held and not any("source" in file.parts for file in held)
+
+
 def test_the_workflow_calls_make_targets_that_exist() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/lessons.yml").read_text(encoding="utf-8"))
     assert {"push", "pull_request", "schedule"} <= set(workflow[True])  # YAML reads the key `on` as true

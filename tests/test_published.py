@@ -12,7 +12,6 @@ import pytest
 
 from dora_lesson import adapter_parameters, llama_config, load_published
 from dora_lesson.evidence import published
-from tools import notebooks
 
 SUBJECTS = sorted(path.stem for path in (published.DATA / "published").glob("*.json"))
 SOURCE = {"where": "Table 1", "url": "https://example.org", "status": "paper"}
@@ -43,11 +42,6 @@ def test_a_figure_is_reached_by_its_path() -> None:
 def test_a_path_without_an_entry_names_the_entries(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_published(path)
-
-
-def test_the_figures_are_installed_with_the_package() -> None:
-    patterns = notebooks.tomllib.loads((notebooks.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "published/*.json" in patterns["package-data"]["dora_lesson.data"]
 
 
 def test_no_key_stands_in_the_way_of_a_path() -> None:
