@@ -464,3 +464,44 @@ def test_bad_input_is_one_sentence(constraints: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         recommend(**{"vram_gb": 24, "model": BIG} | constraints)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_packed_after_the_merge_is_not_said_to_be_too_large_for_the_card() -> None:
+    costs = [
+        {cost.name for cost in recommend(12, BIG, server="ollama", packed=packed).cost} for packed in ("no", "gguf")
+    ]
+    assert "merged elsewhere" in costs[0] and "merged, then packed" not in costs[0]
+    assert "merged, then packed" in costs[1] and not {"merged", "merged elsewhere"} & costs[1]
+
+
+@pytest.mark.parametrize(("priority", "why"), [("memory", "memory is first"), ("quality", "leaves room enough")])
+def test_8_bit_states_are_told_with_their_own_reason(priority: str, why: str) -> None:
+    (reason,) = [each for each in recommend(12, BIG, priority).reasons if each.name == "8-bit AdamW"]
+    assert why in reason.text
+
+
+def test_a_mac_is_told_to_leave_memory_to_its_system() -> None:
+    found = recommend(16, "llama-3.2-3b", device="mps")
+    assert "two thirds" in next(each.text for each in found.reasons if each.name == "shared memory")
+
+
+def test_several_gpus_are_started_and_bought_as_several() -> None:
+    found = recommend(24, "llama-3.1-70b", gpus=2, trainer="fsdp")
+    assert "GB each" in found.changes_in_words[0] and "larger cards" in found.changes_in_words[0]
+    start = recommend(24, "llama-3.1-70b", gpus=4, trainer="fsdp").script().splitlines()[:2]
+    assert "--num_processes 4 --use_fsdp" in start[0] and "FULL_STATE_DICT train.py" in start[1]
+    assert "--use_deepspeed --zero_stage 2" in recommend(24, BIG, gpus=2, trainer="deepspeed").script().splitlines()[0]
+
+
+def test_the_script_refuses_data_that_nothing_can_be_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundled: tuple[Any, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundled[1].save_pretrained(tmp_path / "model")
+    script = recommend(24, BIG).script(data="chats.jsonl", base="model")
+    ask, reply = {"role": "user", "content": "When?"}, {"role": "assistant", "content": "At six. " * 300}
+    for chats, message in [([], "chats end with"), ([[ask]], "chats end with"), ([[ask, reply]], "no chat is short")]:
+        lines = "\n".join(json.dumps({"messages": chat}) for chat in chats)
+        (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
+        with pytest.raises(AssertionError, match=message):
+            exec(compile(script, "train.py", "exec"), {})

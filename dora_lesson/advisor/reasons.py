@@ -41,9 +41,10 @@ def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if request.inference == "merged":
         weights = 2 * setup.parameters.base
         holds = weights < usable_bytes(request.vram_gb)
-        yield rule("merged" if holds else "merged elsewhere", weights=weights / 1e9)
         if request.packed != "no":
-            yield rule("merged, then packed", packed=request.packed)
+            yield rule("merged, then packed", weights=weights / 1e9, packed=request.packed)
+        else:
+            yield rule("merged" if holds else "merged elsewhere", weights=weights / 1e9)
     else:
         yield rule("beside a packed base" if request.inference == "4-bit" else "beside the base")
 
@@ -58,8 +59,10 @@ def reasons(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
         yield rule("not sharded")
     if request.device == "mps":
         yield finding("apple")
+        yield rule("shared memory")
     if setup.optimizer == "adamw_8bit" != request.optimizer:
-        yield rule("8-bit AdamW")
+        tight = "no setting with AdamW in float32 leaves room enough"
+        yield rule("8-bit AdamW", why="memory is first" if request.priority == "memory" else tight)
     yield from _why_dora(setup) if setup.is_dora else _why_not_dora(request, setup)
 
 

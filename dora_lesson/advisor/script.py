@@ -38,7 +38,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
     packing = packing or request.packed == "nf4"
     return _PROGRAM.format(
         headline=f"{METHODS[setup.method].label} on {request.label}",
-        launch="accelerate launch" if several else "python",
+        launch=_launch(request),
         names="BitsAndBytesConfig, " if packing else "",
         packing=_packing(dtype, several) if packing else "",
         base=_quoted(base or request.model_id),
@@ -59,6 +59,17 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         ending=_ending(request, dtype, quantized),
         serving=_SERVING.get(request.packed if request.inference == "merged" else "no", ""),
     )
+
+
+def _launch(request: Request) -> str:
+    """What starts the program. With FSDP each process loads its part alone, and the adapter is saved whole."""
+    if request.gpus == 1:
+        return "python"
+    launch = f"accelerate launch --num_processes {request.gpus}"
+    if request.trainer == "deepspeed":
+        return f"{launch} --use_deepspeed --zero_stage 2"
+    sharding = "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_state_dict_type FULL_STATE_DICT"
+    return f"{launch} --use_fsdp --fsdp_version 2\n#   {sharding}"
 
 
 def _ending(request: Request, dtype: str, quantized: str) -> str:
@@ -90,9 +101,9 @@ def _quoted(value: Any) -> str:
 
 
 _PROGRAM = """\
-# {headline}: `{launch} train.py`. A line of data: {{"messages": [...]}}; its last reply is learned.
+# {headline}: {launch} train.py
+# A line of data: {{"messages": [...]}}; its last turn is the assistant's, and is learned.
 import json
-
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, {names}DataCollatorForSeq2Seq
@@ -102,22 +113,20 @@ BASE, DATA = {base}, {data}
 tokenizer = AutoTokenizer.from_pretrained(BASE)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-
 def ids_of(chat, **options):
     return tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False).input_ids
-
 
 def encode(messages):
     prompt, ids = ids_of(messages[:-1], add_generation_prompt=True), ids_of(messages)
     return {{"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}}  # -100: no loss on the prompt
 
-
 requests = [json.loads(line)["messages"] for line in open(DATA, encoding="utf-8") if line.strip()]
+assert requests and all(chat[-1]["role"] == "assistant" for chat in requests), "chats end with the assistant's turn"
 chats = [chat for chat in map(encode, requests) if len(chat["input_ids"]) <= {length}]
 print(f"{{len(chats)}} of {{len(requests)}} chats have at most {length} tokens")
 assert chats, "no chat is short enough"
+steps = {steps}
 held_out, chats = chats[9::10], [chat for i, chat in enumerate(chats, 1) if i % 10]  # to compare runs on one in ten
-
 {packing}model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}{quantized}{place})
 config = LoraConfig(
     {config}
@@ -125,11 +134,10 @@ config = LoraConfig(
 torch.manual_seed(0)
 model = get_peft_model(model, config)
 model.print_trainable_parameters()
-steps = {steps}
 arguments = TrainingArguments(
     output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
     per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{scaled}{optimizer}{checkpointing}
-    per_device_eval_batch_size={size}, prediction_loss_only=True, learning_rate={rate},  # try a third, and three times
+    per_device_eval_batch_size=1, prediction_loss_only=True, learning_rate={rate},  # try a third, and three times
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=chats, data_collator=DataCollatorForSeq2Seq(tokenizer))
 trainer.train()
@@ -145,9 +153,10 @@ _LEAVE = """
 if not trainer.is_world_process_zero(): raise SystemExit  # one process does the rest"""
 _MERGED = """\
 # Merge into a base that is not packed (on the CPU, for a card may not hold it), save, and ask what was saved.
-model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
-PeftModel.from_pretrained(model, "adapter").merge_and_unload().save_pretrained("merged")
+whole = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
+PeftModel.from_pretrained(whole, "adapter").merge_and_unload().save_pretrained("merged")
 tokenizer.save_pretrained("merged")
+del whole
 model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.{dtype}, device_map="auto"{packed})"""
 # What packs the merged model for another server; these programs are not part of Python's libraries.
 _SERVING = {
@@ -157,8 +166,8 @@ _SERVING = {
 #   llama-quantize merged.gguf packed.gguf Q4_K_M
 """,
     "awq": """\
-# To pack it by AWQ, with llm-compressor, over your chats:
-#   oneshot(model="merged", recipe=AWQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"]), dataset=...)
+# To pack it by AWQ, with llm-compressor, over your chats: oneshot(model="merged", output_dir="packed", dataset=...,
+#   recipe=AWQModifier(scheme="W4A16_ASYM", targets=["Linear"], ignore=["lm_head"]))
 """,
 }
 _BESIDE = """\

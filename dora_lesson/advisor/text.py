@@ -28,7 +28,8 @@ def in_words(recommendation: Recommendation) -> str:
         whole = f" ({setup.estimate.total / 1e9:.1f} with this course's)" if request.gpus == 1 else ""
         lines += [
             f"  setting  {setup.batch_size} × {setup.sequence_length} tokens a pass, "
-            f"{setup.gradient_accumulation_steps} passes a step{each}{checkpointing}{optimizer}",
+            f"{setup.gradient_accumulation_steps} passes a step{each}{checkpointing}{optimizer}, "
+            f"{str(request.dtype).removeprefix('torch.')}",
             f"  memory   {setup.peak / 1e9:.1f} GB at the peak with PEFT's layers{each}{whole}, of "
             f"{usable_bytes(request.vram_gb) / 1e9:.1f} that may be planned",
         ]
@@ -67,8 +68,10 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
         if "gpus" in change.constraints and "trainer" not in told:
             words.append(_condition(change.request, "trainer"))
         if "vram_gb" in change.constraints:
-            place = " and ".join([*words, "on a larger card, bought or rented"])
-            cards.setdefault(place, []).append(f"{change.answer} from {change.request.vram_gb:g} GB")
+            several = change.request.gpus > 1
+            place = " and ".join([*words, f"on {'larger cards' if several else 'a larger card'}, bought or rented"])
+            each = " each" if several else ""
+            cards.setdefault(place, []).append(f"{change.answer} from {change.request.vram_gb:g} GB{each}")
         elif len(words) == 1:
             single.setdefault(change.answer, []).append(words[0])
         else:
