@@ -209,6 +209,19 @@ def test_first_edition_runs_are_compared_at_the_rate_that_their_one_tuning_seed_
     at_two = runs(A, learning_rate=2e-3, split="test", lora_alpha=16)
     assert arm([*at_one, *at_two[::-1], *tuning], "lora", 8) == at_two
     assert arm([*at_one, *at_two, *tuning], "lora", 8, learning_rate=1e-3) == at_one
+    diverged = runs([math.nan], learning_rate=1e-2, split="validation", lora_alpha=16)
+    records = [*at_one, *at_two, *tuning]
+    assert arm([*diverged, *records], "lora", 8) == arm([*records, *diverged], "lora", 8) == at_two
+    with pytest.raises(ValueError, match=r"have learning_rate 0\.001, 0\.002: say which"):
+        arm([*at_one, *at_two], "lora", 8)
+    with pytest.raises(ValueError, match="no runs to compare"):
+        arm(tuning, "lora", 8)
+
+
+def test_an_arm_of_two_settings_is_refused_and_no_run_of_it_dropped() -> None:
+    records = [*at_rates("lora", {1e-3: [2.0, 2.0]}), *at_rates("lora", {1e-3: [2.0, 2.0]}, lora_dropout=0.1)]
+    with pytest.raises(ValueError, match=r"Seed 0 has two runs at rate 0\.001: pass the records of one setting"):
+        arm(records, "lora", 8)
 
 
 def test_the_matched_arm_has_a_name_of_its_own() -> None:

@@ -1,7 +1,7 @@
 """Serve the recorded DoRA adapter by llama.cpp, and score its answers: `python -m tools.record_served LLAMA_CPP`.
 
 LLAMA_CPP is llama.cpp's folder; it lies in the source of `llama-cpp-python`, which has to be installed, as has
-`sentencepiece`, which llama.cpp's converter imports. The scores go to `data/records/served.json`. Some ten minutes on
+`sentencepiece`, which llama.cpp's converter imports. The scores go to `data/records/served.json`. Three minutes on
 two CPU cores.
 """
 

@@ -170,47 +170,56 @@ def arm(
     `lora_alpha` those of any; without `r` those of full fine-tuning, which has none.
 
     Raises:
-        ValueError: there are no such runs, they have more than one lora_alpha, or a seed lacks its run at some rate.
+        ValueError: there are no such runs; they have more than one lora_alpha; a seed lacks its run at some rate, or
+            has two; or several rates have no validation loss to choose by.
     """
     wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     runs = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
-    if not runs:
-        raise ValueError(f"There are no runs to compare with {wanted}.")
     if len(alphas := {run["config"]["lora_alpha"] for run in runs}) > 1:
         raise ValueError(f"The runs with {wanted} have lora_alpha {', '.join(map(str, sorted(alphas)))}: say which.")
+    if not (runs := _at_the_tuned_rate(runs, learning_rate)):
+        raise ValueError(f"There are no runs to compare with {wanted}.")
     by_rate: dict[float, dict[int, Run]] = {}
-    for run in _at_the_tuned_rate(runs, learning_rate):
-        by_rate.setdefault(run["config"]["learning_rate"], {})[run["config"]["seed"]] = run
+    for run in runs:
+        rate, seed = run["config"]["learning_rate"], run["config"]["seed"]
+        if by_rate.setdefault(rate, {}).setdefault(seed, run) is not run:
+            raise ValueError(f"Seed {seed} has two runs at rate {rate:g}: pass the records of one setting.")
     seeds = sorted({seed for at_rate in by_rate.values() for seed in at_rate})
     if len(by_rate) == 1:
         return [at_rate[seed] for at_rate in by_rate.values() for seed in seeds]
     for rate, at_rate in by_rate.items():
         if missing := [seed for seed in seeds if seed not in at_rate]:
             raise ValueError(f"Seed {missing[0]} has no run at rate {rate:g}: make it, or pass learning_rate.")
+    rates = ", ".join(f"{rate:g}" for rate in sorted(by_rate))
+    if not all("validation" in run for run in runs):
+        raise ValueError(f"The runs with {wanted} have learning_rate {rates}: say which.")
     if len(seeds) == 1:
-        rates = ", ".join(f"{rate:g}" for rate in sorted(by_rate))
         raise ValueError(f"One seed has runs at the rates {rates}: pass learning_rate, or run more seeds.")
     return [_at_the_others_best(by_rate, seed) for seed in seeds]
 
 
-def _at_the_tuned_rate(runs: Sequence[Run], learning_rate: float | None) -> Sequence[Run]:
+def _at_the_tuned_rate(runs: list[Run], learning_rate: float | None) -> list[Run]:
     """Of the first edition's runs, whose rates were tuned on runs of one seed, those at the best rate; else all."""
     tuning = [run for run in runs if run["config"].get("split") == "validation"]
     runs = [run for run in runs if run["config"].get("split") != "validation"]
     if not tuning or learning_rate is not None:
         return runs
-    best = min(tuning, key=lambda run: run["scores"]["loss"])["config"]["learning_rate"]
+    best = min(tuning, key=lambda run: _to_rank(run["scores"]["loss"]))["config"]["learning_rate"]
     return [run for run in runs if run["config"]["learning_rate"] == best]
 
 
 def _at_the_others_best(by_rate: dict[float, dict[int, Run]], seed: int) -> Run:
     def mean_loss(rate: float) -> float:
         losses = [run["validation"]["loss"] for other, run in by_rate[rate].items() if other != seed]
-        mean = statistics.fmean(losses)
-        return mean if math.isfinite(mean) else math.inf
+        return _to_rank(statistics.fmean(losses))
 
     return by_rate[min(sorted(by_rate), key=mean_loss)][seed]
+
+
+def _to_rank(loss: float) -> float:
+    """A loss as it is ranked: where a run diverged it is infinite, and so never the best one."""
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _label(run: Run) -> str:
