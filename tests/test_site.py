@@ -156,6 +156,21 @@ def test_terms_lead_to_the_glossary_once_a_lesson(page: Any, site: str) -> None:
         assert all(target.startswith("../docs/glossary.html#") for target in targets)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", pages())
+def test_axe_finds_nothing_that_keeps_readers_out(page: Any, site: str, name: str, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{site}/{name}", wait_until="load")
+    found = {
+        (violation["id"], node["html"].split(">")[0])
+        for violation in Axe().run(page).response["violations"]
+        for node in violation["nodes"]
+    }
+    assert found <= {("region", '<div class="sidebar-primary-item"')}  # the theme's: its sidebar is no landmark
+
+
 def test_the_search_finds_a_lesson_by_its_exercise(page: Any, site: str) -> None:
     page.goto(f"{site}/search.html?q=why_not_dora")
     page.wait_for_selector("ul.search li a")
