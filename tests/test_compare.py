@@ -220,8 +220,11 @@ def test_first_edition_runs_are_compared_at_the_rate_that_their_one_tuning_seed_
 
 def test_an_arm_of_two_settings_is_refused_and_no_run_of_it_dropped() -> None:
     records = [*at_rates("lora", {1e-3: [2.0, 2.0]}), *at_rates("lora", {1e-3: [2.0, 2.0]}, lora_dropout=0.1)]
-    with pytest.raises(ValueError, match=r"Seed 0 has two runs at rate 0\.001: pass the records of one setting"):
+    with pytest.raises(ValueError, match=r"have lora_dropout .*0\.1.*: say which"):
         arm(records, "lora", 8)
+    assert arm(records, "lora", 8, lora_dropout=0.1) == records[2:]
+    with pytest.raises(ValueError, match=r"Seed 0 has two runs at rate 0\.001: pass the records of one setting"):
+        arm([*records[2:], *(run | {} for run in records[2:])], "lora", 8)
 
 
 def test_the_matched_arm_has_a_name_of_its_own() -> None:

@@ -104,6 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"arms": [ARM | {"lora_A_std": -0.1}]}, "lora_A_std is -0.1"),
     ({"arms": [FULL | {"ranks": [8, 16]}]}, "full has no adapter"),
     ({"arms": [FULL | {"lora_A_std": 0.1}]}, "full has no adapter"),
+    ({"arms": [ARM | {"full_magnitude": True}]}, "full_magnitude is for qdora alone"),
     ({"arms": [FIXED, FIXED | {"lora_A_std": 0.1}, FIXED | {"lora_A_std": 0.1000001}]}, "would both be recorded as"),
 ]
 

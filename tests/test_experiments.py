@@ -17,7 +17,7 @@ import yaml
 from tqdm import tqdm
 
 from dora_lesson import load_base, load_task_api
-from dora_lesson.adapters.inject import matching_linears
+from dora_lesson.adapters.inject import adapted_layers, matching_linears
 from dora_lesson.core import DATA, SetupError
 from dora_lesson.evidence import paired_run
 from dora_lesson.evidence.design import DESIGNS, Design, read_design
@@ -261,6 +261,16 @@ def test_a_wide_start_is_as_wide_as_asked(tiny_base: Path, monkeypatch: pytest.M
     make_run(config(tiny_base, "lora", r=32, lora_A_std=0.5))
     assert len(starts) == 3
     assert torch.cat(starts).std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_magnitude_can_start_as_that_of_the_full_weights(tiny_base: Path) -> None:
+    model, _ = load_base(tiny_base, four_bit=True)
+    paired_run._add_adapters(model, config(tiny_base, "qdora", full_magnitude=True))
+    full, _ = load_base(tiny_base)
+    for name, layer in adapted_layers(model).items():
+        norms = full.get_submodule(name).weight.norm(dim=1)
+        torch.testing.assert_close(layer.magnitude.detach(), norms)
+        assert not torch.equal(norms, layer.weight_norm())
 
 
 def test_losses_of_replies_are_the_models_own_one_by_one(bundled: tuple[Any, Any]) -> None:

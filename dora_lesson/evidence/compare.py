@@ -12,6 +12,7 @@ from dora_lesson.core import METHODS
 from dora_lesson.evidence.stats import Difference, crossed_difference, detectable, paired_difference, perplexity_percent
 
 Run = dict[str, Any]  # a record of one run
+_MAY_DIFFER = {"seed", "learning_rate", "split"}  # within an arm
 # The scores that are kept item by item: for each item of a run, its value.
 _BY_ITEM: dict[str, Callable[[Run], Sequence[float]]] = {
     "loss": lambda run: run.get("item_losses", {}).get("test", []),
@@ -162,22 +163,26 @@ def arm(
     r: int = 0,
     lora_alpha: float | None = None,
     learning_rate: float | None = None,
+    **settings: Any,
 ) -> list[Run]:
     """The runs of one arm that are to be compared, one a seed, in the order of their seeds.
 
     Without `learning_rate` each seed's run is the one at the rate that is best for the others: the lowest mean loss on
     validation over all other seeds (cross-fitting), so that no run takes part in the choice of its own rate. Without
-    `lora_alpha` those of any; without `r` those of full fine-tuning, which has none.
+    `lora_alpha` those of any; without `r` those of full fine-tuning, which has none. Further `settings`, such as
+    lora_dropout=0.1, narrow it down.
 
     Raises:
-        ValueError: there are no such runs; they have more than one lora_alpha; a seed lacks its run at some rate, or
-            has two; or several rates have no validation loss to choose by.
+        ValueError: there are no such runs; they differ in a setting besides seed and rate; a seed lacks its run at some
+            rate, or has two; or several rates have no validation loss to choose by.
     """
-    wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate}
+    wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate} | settings
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    runs = [run for run in records if all(run["config"][key] == value for key, value in wanted.items())]
-    if len(alphas := {run["config"]["lora_alpha"] for run in runs}) > 1:
-        raise ValueError(f"The runs with {wanted} have lora_alpha {', '.join(map(str, sorted(alphas)))}: say which.")
+    runs = [run for run in records if all(run["config"].get(key) == value for key, value in wanted.items())]
+    keys = [key for run in runs for key in run["config"] if key not in _MAY_DIFFER]
+    for key in dict.fromkeys(keys):
+        if len(values := {str(run["config"].get(key)) for run in runs}) > 1:
+            raise ValueError(f"The runs with {wanted} have {key} {', '.join(sorted(values))}: say which.")
     if not (runs := _at_the_tuned_rate(runs, learning_rate)):
         raise ValueError(f"There are no runs to compare with {wanted}.")
     by_rate: dict[float, dict[int, Run]] = {}

@@ -30,6 +30,7 @@ class ArmLine(BaseModel):
     alpha_over_r: float | None = Field(default=None, gt=0)
     lora_dropout: float = 0.0
     lora_A_std: float = 0.0
+    full_magnitude: bool = False
 
     @model_validator(mode="after")
     def _adapters_have_a_size(self) -> ArmLine:
@@ -38,6 +39,10 @@ class ArmLine(BaseModel):
             raise ValueError(f"{adapters[0]} needs ranks and alpha_over_r")
         if not adapters and (self.ranks or self.alpha_over_r or self.lora_dropout or self.lora_A_std):
             raise ValueError(f"{self.methods[0]} has no adapter: give it methods and rates alone")
+        if self.full_magnitude and self.methods != ["qdora"]:
+            raise ValueError(
+                "full_magnitude is for qdora alone: give the other methods a line of their own"
+            )
         return self
 
 
@@ -102,7 +107,7 @@ class Design(BaseModel):
     def _arms_of(self, line: ArmLine) -> Iterator[tuple[PairedRunConfig, list[float]]]:
         common: dict[str, Any] = self.model_dump(include={*PairedRunConfig.model_fields})
         common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
-        size: dict[str, Any] = {"lora_dropout": line.lora_dropout, "lora_A_std": line.lora_A_std}
+        size: dict[str, Any] = line.model_dump(include={"lora_dropout", "lora_A_std", "full_magnitude"})
         for r, method in itertools.product(line.ranks or [0], line.methods):
             alpha: dict[str, Any] = {"r": r, "lora_alpha": r * (line.alpha_over_r or 0)}
             yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates

@@ -26,6 +26,7 @@ class PairedRunConfig(BaseModel):
     `base` None is the bundled model. "base" and "qbase" are the base as it is, in full size and in 4 bits;
     "lora_matched" is LoRA with as many trained numbers as DoRA has (`matched_ranks`). `lora_A_std` is the standard
     deviation of A at the start, if it is drawn from a normal distribution; 0 is PEFT's start, Kaiming uniform.
+    `full_magnitude` lets QDoRA's magnitude start as that of the weights before they are packed.
     `level` is that of the Task API set, of whose validation and test splits `held_out` chats each are judged by their
     loss. `experiments` also records how the weights moved, at `checkpoints` steps, and scores the replies to `scored`
     test items.
@@ -39,6 +40,7 @@ class PairedRunConfig(BaseModel):
     lora_alpha: float = Field(default=0.0, ge=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_A_std: float = Field(default=0.0, ge=0)
+    full_magnitude: bool = False
     target_modules: tuple[str, ...] = Field(min_length=1)
     learning_rate: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
@@ -61,6 +63,7 @@ class PairedRunConfig(BaseModel):
         size = f"-r{self.r}-alpha{self.lora_alpha:g}" if self.r else ""
         size += f"-dropout{self.lora_dropout:g}" if self.lora_dropout else ""
         size += f"-A{self.lora_A_std:g}" if self.lora_A_std else ""
+        size += "-full-magnitude" if self.full_magnitude else ""
         return f"{self.method}{size}-rate{self.learning_rate:g}-seed{self.seed}"
 
 
@@ -140,6 +143,11 @@ def _add_adapters(model: Any, config: PairedRunConfig) -> None:
     if config.lora_A_std:
         for layer in adapted_layers(model).values():
             torch.nn.init.normal_(layer.lora_A, std=config.lora_A_std)
+    if config.full_magnitude:
+        full, _ = load_base(config.base or "bundled", dtype=config.dtype)
+        for name, layer in adapted_layers(model).items():
+            norms = torch.linalg.vector_norm(full.get_submodule(name).weight, dim=1, dtype=torch.float32)
+            layer.load_state_dict({"magnitude": norms}, strict=False)
 
 
 @torch.no_grad()

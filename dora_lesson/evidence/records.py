@@ -69,10 +69,10 @@ def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         place = f"line {number} of {path.name}"
         record = _require_run(place, _parse(line, place))
-        name = run_config(record).name
-        if name in runs:
-            raise ValueError(f"{place} is {name} for the second time: delete one of the two.")
-        runs[name] = record
+        run = run_config(record)
+        if run.name in runs:
+            raise ValueError(f"{place} is {run.name} for the second time: delete one of the two.")
+        runs[run.name] = record | {"config": run.model_dump(mode="json")}  # older ones lack newer settings
     return runs
 
 
