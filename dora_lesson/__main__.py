@@ -33,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
             report = doctor()
             print(report)
             return 0 if report.ok else 1
-        from dora_lesson.models.bundled import bundled_status, prepare
+        from dora_lesson.models.bundled import NAME, bundled_status, prepare
 
         prepare()
-        print(bundled_status()[1])
-        return 0
+        state, todo = bundled_status()
+        print(todo or f"{NAME}, present and verified")
+        return 0 if state == "verified" else 1
     except (SetupError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -65,10 +65,11 @@ def doctor() -> Report:
     if "torch" not in missing:
         _device_rows(report, four_bit=not {"bitsandbytes", "transformers"} & set(missing))
     if not {"torch", "transformers", "gguf"} & set(missing):
-        from dora_lesson.models.bundled import bundled_status
+        from dora_lesson.models.bundled import NAME, bundled_status
 
-        present, sentence = bundled_status()
-        report.add("bundled model", *((sentence, "") if present else ("not usable", sentence)))
+        state, todo = bundled_status()
+        found = f"{NAME}, present and verified" if state == "verified" else state
+        report.add("bundled model", found, todo, needed=state == "damaged")
     return report
 
 

@@ -6,6 +6,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,20 @@ def test_doctor_finds_this_machine_ready() -> None:
     assert found["4-bit (NF4)"] == ("works, tried just now", "")
     assert "verified" in found["bundled model"][0]
     assert str(report).endswith("The lessons will run.")
+
+
+def test_doctor_asks_for_nothing_where_a_lesson_can_still_fetch_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DORA_LESSON_CACHE", str(tmp_path))
+    report = doctor()
+    assert report.ok and "fetched when first needed" in str(report)
+    folder = tmp_path / "SmolLM2-135M-Instruct"
+    folder.mkdir()
+    (folder / "config.json").write_text("cut off")
+    (folder / "sha256.json").write_text('{"config.json": "0"}')
+    report = doctor()
+    assert not report.ok and "config.json has changed on disk: delete" in str(report)
 
 
 @pytest.mark.parametrize("missing", [["torch"], ["peft"], ["bitsandbytes", "gguf"], environment.LIBRARIES])

@@ -174,10 +174,10 @@ def leftovers(cache: Path) -> set[str]:
 
 
 def test_prepare_is_done_once_and_leaves_only_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bundled_status() == (False, "not prepared: run `python -m dora_lesson prepare`")
+    assert bundled_status()[0] == "not fetched"
     assert prepare() == cache / bundled.NAME
     assert leftovers(cache) == {bundled.NAME}
-    assert bundled_status()[0]
+    assert bundled_status()[0] == "verified"
     monkeypatch.setattr(bundled, "_download", None)
     assert prepare() == cache / bundled.NAME
 
@@ -185,8 +185,8 @@ def test_prepare_is_done_once_and_leaves_only_the_model(cache: Path, monkeypatch
 def test_status_notices_a_changed_byte(cache: Path) -> None:
     weights = prepare() / "model.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
-    ok, sentence = bundled_status()
-    assert not ok
+    state, sentence = bundled_status()
+    assert state == "damaged"
     assert sentence.startswith("model.safetensors has changed on disk: delete")
 
 
@@ -303,10 +303,10 @@ def test_a_killed_call_is_made_good_by_the_next(cache: Path, tmp_path: Path, ste
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert leftovers(cache) == {"partial"}
-    assert not bundled_status()[0]
+    assert bundled_status()[0] == "not fetched"
     prepare()
     assert leftovers(cache) == {bundled.NAME}
-    assert bundled_status()[0]
+    assert bundled_status()[0] == "verified"
 
 
 @pytest.mark.slow

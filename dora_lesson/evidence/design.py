@@ -40,9 +40,7 @@ class ArmLine(BaseModel):
         if not adapters and (self.ranks or self.alpha_over_r or self.lora_dropout or self.lora_A_std):
             raise ValueError(f"{self.methods[0]} has no adapter: give it methods and rates alone")
         if self.full_magnitude and self.methods != ["qdora"]:
-            raise ValueError(
-                "full_magnitude is for qdora alone: give the other methods a line of their own"
-            )
+            raise ValueError("full_magnitude is for qdora alone: give the other methods a line of their own")
         return self
 
 

@@ -64,15 +64,15 @@ def prepare() -> Path:
     return final
 
 
-def bundled_status() -> tuple[bool, str]:
-    """Whether the bundled model is there and every byte of it is as converted, and a sentence that says so."""
+def bundled_status() -> tuple[str, str]:
+    """The bundled model, each byte held against its conversion: "verified", "not fetched" or "damaged"; what to do."""
     folder = cache_folder() / NAME
     if not _complete(folder):
-        return False, "not prepared: run `python -m dora_lesson prepare`"
+        return "not fetched", "93 MB, fetched when first needed; `python -m dora_lesson prepare` does it now"
     for name, digest in json.loads((folder / MANIFEST).read_text()).items():
         if _sha256(folder / name) != digest:
-            return False, f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
-    return True, f"{NAME}, present and verified"
+            return "damaged", f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
+    return "verified", ""
 
 
 def _make(final: Path) -> None:
