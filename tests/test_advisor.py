@@ -330,8 +330,8 @@ def test_the_base_stays_in_16_bits_where_lora_fits_so() -> None:
 
 def test_dora_is_named_as_a_candidate_beside_lora() -> None:
     for vram_gb, name, plain, base, evidence in [
-        (24, "DoRA", "LoRA", "fits in 16 bits", "sweep"),
-        (16, "QDoRA", "QLoRA", "fits in 4 bits", "sweep, 4 bits"),
+        (24, "DoRA", "LoRA", "fits in 16 bits", "control"),
+        (16, "QDoRA", "QLoRA", "fits in 4 bits", "QDoRA"),
     ]:
         found = recommend(vram_gb, BIG)
         assert found.headline == f"{name}, r = 16, beside {plain}" and found.method == name
@@ -415,7 +415,7 @@ def test_a_packed_base_is_loaded_from_a_packed_checkpoint(tmp_path: Path) -> Non
 
 def test_evidence_is_printed_with_its_kind_and_source() -> None:
     printed = str(recommend(24, BIG))
-    assert "[measured: data/records/sweep]" in printed
+    assert "[measured: data/records/control.jsonl]" in printed
     assert "[published: Liu et al." in printed and "[opinion]" in printed and "[rule" not in printed
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from scipy import stats
 
@@ -68,24 +66,30 @@ def test_a_record_that_shows_a_difference_is_told_as_one(shuffled: bool, monkeyp
     assert "zero is outside" in measured["methods, persona_consistency"].text
 
 
-def test_the_sweep_s_findings_name_every_setting_that_both_methods_ran_at() -> None:
-    runs = load_runs("sweep")
-    for name, methods in [("sweep", ("lora", "dora")), ("sweep, 4 bits", ("qlora", "qdora"))]:
-        text = findings.finding(name).text
-        ranks = {run["config"]["r"] for run in runs if run["config"]["method"] in methods}
-        assert {int(r) for r in re.findall(r"r = (\d+)", text)} == ranks
-    assert "r = 4: -0.0034 (-0.0045 to -0.0024)" in findings.finding("sweep").text
-    assert "at 0.004 for both -0.0063 (-0.0109 to -0.0017)" in findings.finding("sweep").text
-    assert "at 0.008 for both -0.0077 (-0.0185 to +0.0031)" in findings.finding("sweep").text
-    packed = findings.finding("sweep, 4 bits")
-    for setting in (
-        "r = 8: -0.0016",
-        "r = 64 with lora_alpha = 16 at one rate: -0.0078 (-0.0091 to -0.0066)",
-        "r = 64 with lora_alpha = 64 at one rate: +0.0049",
-    ):
-        assert setting in packed.text
-    assert "zero is outside 1 of 3." in packed.text  # which the quiz repeats
-    assert "+0.0777" in findings.finding("cost of 4 bits").text
+def test_the_control_s_finding_follows_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = findings.finding("control").text
+    assert "DoRA minus LoRA with as many trained numbers" in text and "+0.0146 (-0.0009 to +0.0301)" in text
+    assert "no difference shown" in text and "+0.0078 (-0.0072 to +0.0228)" in text
+    assert findings.finding("control").side == "either" and findings.finding("control").shown == "0 of 1"
+    runs = [dict(run) for run in load_runs("control")]
+    lower = {"lora": 0.3, "dora": 0.1, "lora_matched": 0.2}
+    for run in runs:
+        noise = run["config"]["seed"] / 1000 + (run["config"]["method"] == "dora") * run["config"]["seed"] % 3 / 1000
+        run["scores"] = {"loss": lower[run["config"]["method"]] + noise}
+    monkeypatch.setattr(findings, "load_runs", lambda name: runs)
+    shown = findings._control()
+    assert shown.side == "dora" and shown.shown == "1 of 1" and "DoRA is lower" in shown.text
+    for run in runs:
+        run["scores"] = {"loss": 0.2 + (run["config"]["seed"] % 2) * (run["config"]["method"] == "dora") / 1000}
+    assert "alike within 1 % of perplexity" in findings._control().text
+
+
+def test_findings_over_4_bits_say_what_their_runs_show() -> None:
+    assert (
+        "r = 8" in findings.finding("QDoRA").text and "-0.0016 (-0.0057 to +0.0024)" in findings.finding("QDoRA").text
+    )
+    assert findings.finding("QDoRA").side == "either" and "no difference shown" in findings.finding("QDoRA").text
+    assert "+0.0777" in findings.finding("cost of 4 bits").text and findings.finding("cost of 4 bits").side == "either"
 
 
 def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +112,9 @@ def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="name is 'speed', but one of these findings is expected: methods, persona"):
+    with pytest.raises(
+        ValueError, match="name is 'speed', but one of these findings is expected: control, methods, persona"
+    ):
         findings.finding("speed")
 
 

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from dora_lesson.core import DATA, METHODS
 from dora_lesson.evidence.compare import Comparison, arm, compare
+from dora_lesson.evidence.design import read_design
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.records import load_record, load_runs
-from dora_lesson.evidence.stats import holm, paired_difference
+from dora_lesson.evidence.stats import paired_difference, perplexity_percent
 
 Side = Literal["dora", "lora", "either"]
 KINDS = ("measured", "published", "opinion")  # of `findings()`; a `rule` follows from a request alone
@@ -99,7 +100,8 @@ def rule(name: str, **numbers: Any) -> Finding:
 
 @functools.cache
 def _measured() -> tuple[Finding, ...]:
-    return *_seeds(), *_sweep(), _cost_of_four_bits(), _packed_again()
+    over_four_bits = _over_four_bits("QDoRA", "qlora", "qdora"), _over_four_bits("cost of 4 bits", "lora", "qlora")
+    return _control(), *_seeds(), *over_four_bits, _packed_again()
 
 
 def _say(template: str, name: str, side: Side, source: str, shown: str, **numbers: Any) -> Finding:
@@ -133,44 +135,28 @@ def _seeds() -> list[Finding]:
     return found
 
 
-def _sweep() -> list[Finding]:
-    """Both methods at every rank and scaling that the sweep has runs of both for."""
-    runs, found = load_runs("sweep"), []
-    for name, a, b in [("sweep", "lora", "dora"), ("sweep, 4 bits", "qlora", "qdora")]:
-        ran = [
-            {(run["config"]["r"], run["config"]["lora_alpha"]) for run in runs if run["config"]["method"] == method}
-            for method in (a, b)
-        ]
-        compared = {at: compare(arm(runs, a, *at), arm(runs, b, *at)) for at in sorted(ran[0] & ran[1])}
-        settings = []
-        for (r, alpha), comparison in compared.items():
-            setting = f"r = {r}" if alpha == 2 * r else f"r = {r} with lora_alpha = {alpha:g} at one rate"
-            settings.append(f"{setting}: {_interval(comparison)}")
-            if rates := comparison.differs.get("learning_rate"):
-                alike = [(rate, compare(arm(runs, a, r, alpha, rate), arm(runs, b, r, alpha, rate))) for rate in rates]
-                each = ", ".join(f"at {rate:g} for both {_interval(same)}" for rate, same in alike)
-                settings[-1] += f" (tuning gave the rates {rates[0]:g} and {rates[1]:g}; {each})"
-        corrected = holm([comparison.p for comparison in compared.values()])
-        dora_lower = [found.mean < 0 for found, p in zip(compared.values(), corrected, strict=True) if p < 0.05]
-        side: Side = "either" if len(set(dora_lower)) != 1 else "dora" if dora_lower[0] else "lora"
-        first = next(iter(compared.values()))
-        sentence = _numbers(first, runs) | {"outside": len(dora_lower), "compared": len(compared)}
-        said = f"{len(dora_lower)} of {len(compared)}"
-        found.append(_say("sweep", name, side, "sweep", said, settings="; ".join(settings), **sentence))
-    return found
+def _control() -> Finding:
+    """LoRA, DoRA, and LoRA with as many trained numbers, each seed at the rate that is best for the others."""
+    runs, design = load_runs("control"), read_design()
+    lora, dora, matched = (arm(runs, method, 4) for method in ("lora", "dora", "lora_matched"))
+    primary, plain = compare(matched, dora), compare(lora, dora)
+    side: Side = "either" if not primary.measurable else "dora" if primary.mean < 0 else "lora"
+    alike = f"alike within {perplexity_percent(design.margin):.0f} % of perplexity"
+    verdict = alike if primary.within(design.margin) else primary.verdict.rstrip(".")
+    sentence = {"pairs": primary.pairs, "steps": design.steps, "r": 4, "matched": _interval(primary)}
+    sentence |= {"plain": _interval(plain), "verdict": verdict}
+    return _say("control", "control", side, "control.jsonl", f"{int(primary.measurable)} of 1", **sentence)
 
 
-def _cost_of_four_bits() -> Finding:
+def _over_four_bits(name: str, first: str, second: str) -> Finding:
+    """Two methods at r = 8 in the first edition's runs."""
     runs, r = load_runs("sweep"), 8
-    comparison = compare(arm(runs, "lora", r), arm(runs, "qlora", r))
-    sentence = _numbers(comparison, runs) | {"r": r, "gap": _interval(comparison)}
-    return _say("cost of 4 bits", "cost of 4 bits", "either", "sweep", f"{int(comparison.measurable)} of 1", **sentence)
-
-
-def _numbers(comparison: Comparison, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a sentence on the sweep says beside the difference."""
-    first, second = comparison.names
-    return {"names": f"{second} minus {first}", "pairs": comparison.pairs, "steps": runs[0]["config"]["steps"]}
+    found = compare(arm(runs, first, r), arm(runs, second, r))
+    side: Side = "either" if first == "lora" or not found.measurable else "dora" if found.mean < 0 else "lora"
+    a, b = found.names
+    sentence = {"names": f"{b} minus {a}", "pairs": found.pairs, "steps": runs[0]["config"]["steps"], "r": r}
+    sentence |= {"gap": _interval(found), "verdict": found.verdict.rstrip(".")}
+    return _say(name, name, side, "sweep", f"{int(found.measurable)} of 1", **sentence)
 
 
 def _interval(comparison: Comparison) -> str:
