@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from dora_lesson.task_api.scoring import score as score
     from dora_lesson.training.finetune import finetune as finetune
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 print_everywhere(sys.stdout)
 quiet_known_noise()

