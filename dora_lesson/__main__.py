@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
             report = doctor()
             print(report)
             return 0 if report.ok else 1
-        from dora_lesson.models.bundled import NAME, bundled_status, prepare
+        from dora_lesson.models.bundled import bundled_status, prepare
 
         prepare()
         state, todo = bundled_status()
-        print(todo or f"{NAME}, present and verified")
-        return 0 if state == "verified" else 1
+        print(todo or state)
+        return 1 if todo else 0
     except (SetupError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1

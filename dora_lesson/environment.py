@@ -65,11 +65,10 @@ def doctor() -> Report:
     if "torch" not in missing:
         _device_rows(report, four_bit=not {"bitsandbytes", "transformers"} & set(missing))
     if not {"torch", "transformers", "gguf"} & set(missing):
-        from dora_lesson.models.bundled import NAME, bundled_status
+        from dora_lesson.models.bundled import bundled_status
 
         state, todo = bundled_status()
-        found = f"{NAME}, present and verified" if state == "verified" else state
-        report.add("bundled model", found, todo, needed=state == "damaged")
+        report.add("bundled model", state, todo, needed=state == "damaged")
     return report
 
 

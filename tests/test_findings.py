@@ -85,11 +85,10 @@ def test_the_control_s_finding_follows_its_plan(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_findings_over_4_bits_say_what_their_runs_show() -> None:
-    assert (
-        "r = 8" in findings.finding("QDoRA").text and "-0.0016 (-0.0057 to +0.0024)" in findings.finding("QDoRA").text
-    )
-    assert findings.finding("QDoRA").side == "either" and "no difference shown" in findings.finding("QDoRA").text
-    assert "+0.0777" in findings.finding("cost of 4 bits").text and findings.finding("cost of 4 bits").side == "either"
+    packed, cost = findings.finding("QDoRA"), findings.finding("cost of 4 bits")
+    assert "r = 8" in packed.text and "-0.0016 (-0.0057 to +0.0024)" in packed.text
+    assert packed.side == "either" and "no difference shown" in packed.text
+    assert "+0.0777" in cost.text and cost.side == "either"
 
 
 def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:

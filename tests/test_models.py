@@ -177,7 +177,7 @@ def test_prepare_is_done_once_and_leaves_only_the_model(cache: Path, monkeypatch
     assert bundled_status()[0] == "not fetched"
     assert prepare() == cache / bundled.NAME
     assert leftovers(cache) == {bundled.NAME}
-    assert bundled_status()[0] == "verified"
+    assert bundled_status()[0] == f"{bundled.NAME}, present and verified"
     monkeypatch.setattr(bundled, "_download", None)
     assert prepare() == cache / bundled.NAME
 
@@ -306,7 +306,7 @@ def test_a_killed_call_is_made_good_by_the_next(cache: Path, tmp_path: Path, ste
     assert bundled_status()[0] == "not fetched"
     prepare()
     assert leftovers(cache) == {bundled.NAME}
-    assert bundled_status()[0] == "verified"
+    assert bundled_status()[0] == f"{bundled.NAME}, present and verified"
 
 
 @pytest.mark.slow

@@ -100,8 +100,10 @@ def rule(name: str, **numbers: Any) -> Finding:
 
 @functools.cache
 def _measured() -> tuple[Finding, ...]:
-    over_four_bits = _over_four_bits("QDoRA", "qlora", "qdora"), _over_four_bits("cost of 4 bits", "lora", "qlora")
-    return _control(), *_seeds(), *over_four_bits, _packed_again()
+    runs = load_runs("sweep")
+    packed = _over_four_bits(runs, "QDoRA", "qlora", "qdora")
+    cost = _over_four_bits(runs, "cost of 4 bits", "lora", "qlora")
+    return _control(), *_seeds(), packed, cost, _packed_again()
 
 
 def _say(template: str, name: str, side: Side, source: str, shown: str, **numbers: Any) -> Finding:
@@ -140,19 +142,23 @@ def _control() -> Finding:
     runs, design = load_runs("control"), read_design()
     lora, dora, matched = (arm(runs, method, 4) for method in ("lora", "dora", "lora_matched"))
     primary, plain = compare(matched, dora), compare(lora, dora)
-    side: Side = "either" if not primary.measurable else "dora" if primary.mean < 0 else "lora"
     alike = f"alike within {perplexity_percent(design.margin):.0f} % of perplexity"
     verdict = alike if primary.within(design.margin) else primary.verdict.rstrip(".")
     sentence = {"pairs": primary.pairs, "steps": design.steps, "r": 4, "matched": _interval(primary)}
     sentence |= {"plain": _interval(plain), "verdict": verdict}
-    return _say("control", "control", side, "control.jsonl", f"{int(primary.measurable)} of 1", **sentence)
+    return _say("control", "control", _lower(primary), "control.jsonl", f"{int(primary.measurable)} of 1", **sentence)
 
 
-def _over_four_bits(name: str, first: str, second: str) -> Finding:
+def _lower(found: Comparison) -> Side:
+    """The side whose loss is lower, of LoRA and DoRA in this order."""
+    return "either" if not found.measurable else "dora" if found.mean < 0 else "lora"
+
+
+def _over_four_bits(runs: list[dict[str, Any]], name: str, first: str, second: str) -> Finding:
     """Two methods at r = 8 in the first edition's runs."""
-    runs, r = load_runs("sweep"), 8
+    r = 8
     found = compare(arm(runs, first, r), arm(runs, second, r))
-    side: Side = "either" if first == "lora" or not found.measurable else "dora" if found.mean < 0 else "lora"
+    side: Side = _lower(found) if second == "qdora" else "either"  # what 4 bits cost speaks for neither
     a, b = found.names
     sentence = {"names": f"{b} minus {a}", "pairs": found.pairs, "steps": runs[0]["config"]["steps"], "r": r}
     sentence |= {"gap": _interval(found), "verdict": found.verdict.rstrip(".")}

@@ -66,14 +66,14 @@ def prepare() -> Path:
 
 
 def bundled_status() -> tuple[str, str]:
-    """The bundled model, each byte held against its conversion: "verified", "not fetched" or "damaged"; what to do."""
+    """What is there of the bundled model, each byte held against its conversion, and what to do about it, or ""."""
     folder = cache_folder() / NAME
     if not _complete(folder):
         return "not fetched", "93 MB, fetched when first needed; `python -m dora_lesson prepare` does it now"
     for name, digest in json.loads((folder / MANIFEST).read_text()).items():
         if _sha256(folder / name) != digest:
             return "damaged", f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
-    return "verified", ""
+    return f"{NAME}, present and verified", ""
 
 
 def _make(final: Path) -> None:
