@@ -47,6 +47,7 @@ LEAVES: list[tuple[str | None, dict[str, Any]]] = [
     ("QDoRA", {"vram_gb": 12, "server": "vllm", "packed": "awq"}),
     ("QLoRA", {"vram_gb": 12, "inference": "4-bit", "server": "llama.cpp"}),
     ("QLoRA", {"vram_gb": 24, "inference": "4-bit"}),
+    ("LoRA", {"vram_gb": 24, "inference": "4-bit", "server": "ollama"}),  # packed in another way than NF4
     ("QLoRA", {"vram_gb": 24, "priority": "memory"}),
     ("QLoRA", {"vram_gb": 24, "inference": "4-bit", "base_format": "gptq"}),
     ("QLoRA", {"vram_gb": 24, "inference": "unmerged", "base_format": "awq"}),
@@ -186,17 +187,18 @@ def test_a_script_fits_a_screen_and_names_what_it_was_asked_for() -> None:
         if method is None:
             assert not lines
             continue
-        assert len(lines) <= 60 and max(map(len, lines)) <= 120, constraints
+        start, several = lines[:2], "trainer" in constraints
+        assert len(lines) <= 60 and max(map(len, lines[:1] + lines[2:])) <= 120, constraints
         assert 'BASE, DATA = "odd \\"name\\"", "my.jsonl"' in lines
         assert not any("dora_lesson" in line for line in lines)
         packing = (method.startswith("Q") and "base_format" not in constraints) or constraints.get("packed") == "nf4"
         assert any(line.startswith("packing = BitsAndBytesConfig(") for line in lines) == packing
         merges = constraints.get("inference", "merged") == "merged"
         assert any("merge_and_unload" in line for line in lines) == merges
-        several = "trainer" in constraints
-        assert ("accelerate launch" in lines[0]) == several
+        assert ("accelerate launch" in start[1]) == several and ("python train.py" in start[0]) != several
         (loading,) = [line for line in lines if "from_pretrained(BASE, " in line][:1]
-        assert ("device_map" in loading) != several
+        place = 'device_map="auto"' if not several else 'device_map="cpu"' if constraints["trainer"] == "fsdp" else ""
+        assert place in loading and ("device_map" in loading) == bool(place)
 
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5, "many"])
@@ -224,7 +226,7 @@ def test_the_rules_hold_for_every_combination() -> None:
         came_packed = constraints.get("base_format", "16-bit") != "16-bit"
         if found.method and "DoRA" in found.method:
             assert (priority, inference) == ("quality", "merged") and not came_packed, case
-        if inference == "4-bit" or priority == "memory" or came_packed:
+        if (inference, found.request.packed) == ("4-bit", "nf4") or priority == "memory" or came_packed:
             assert found.method in ("QLoRA", "QDoRA", None), case
         if (vram_gb, model, constraints.get("trainer")) == (6, BIG, "one gpu"):
             assert found.method is None, case
@@ -372,7 +374,8 @@ def test_what_does_not_fit_one_gpu_is_sharded_over_several() -> None:
     found = recommend_for(sharded)
     assert found.setup is not None and found.memory is not None and found.setup.peak < found.memory.total
     assert found.setup.batch_size * found.setup.gradient_accumulation_steps * 4 == 16
-    assert "bnb_4bit_quant_storage" in found.script() and "device_map" not in found.script().split("packing =")[1][:400]
+    loaded = found.script().split("packing =")[1][:400]
+    assert "bnb_4bit_quant_storage" in loaded and 'device_map="cpu"' in loaded
 
 
 def test_eight_bit_adamw_is_taken_where_nothing_fits_without() -> None:
@@ -459,6 +462,7 @@ def test_a_folder_of_another_model_is_refused(config: Any, tmp_path: Path, monke
     ({"model": "llama-9"}, "model is 'llama-9', but one of llama-3.1-8b"),
     ({"model": 8}, "model is a int, but a name"),
     ({"sequence_length": 0}, "sequence_length is 0"),
+    ({"trainer": "fsdp", "optimizer": "adamw_8bit"}, "optimizer is 'adamw_8bit', which stops at the tensors"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(constraints: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
@@ -488,9 +492,57 @@ def test_a_mac_is_told_to_leave_memory_to_its_system() -> None:
 def test_several_gpus_are_started_and_bought_as_several() -> None:
     found = recommend(24, "llama-3.1-70b", gpus=2, trainer="fsdp")
     assert "GB each" in found.changes_in_words[0] and "larger cards" in found.changes_in_words[0]
-    start = recommend(24, "llama-3.1-70b", gpus=4, trainer="fsdp").script().splitlines()[:2]
-    assert "--num_processes 4 --use_fsdp" in start[0] and "FULL_STATE_DICT train.py" in start[1]
-    assert "--use_deepspeed --zero_stage 2" in recommend(24, BIG, gpus=2, trainer="deepspeed").script().splitlines()[0]
+    start = recommend(24, "llama-3.1-70b", gpus=4, trainer="fsdp").script().splitlines()[1]
+    assert "--num_processes 4 --use_fsdp" in start and start.endswith("FULL_STATE_DICT train.py")
+    assert "--use_deepspeed --zero_stage 2" in recommend(24, BIG, gpus=2, trainer="deepspeed").script().splitlines()[1]
+
+
+def test_each_process_knows_its_gpu_before_it_loads_the_base() -> None:
+    """A packed base is loaded onto the current GPU, which the arguments choose."""
+    script = recommend(12, BIG, trainer="deepspeed").script()
+    assert script.index("TrainingArguments(\n") < script.index("from_pretrained(BASE, ")
+
+
+@pytest.mark.parametrize(("gpus", "asked", "size"), [(8, 4, 8), (64, 16, 64), (3, 16, 15), (4, 16, 16)])
+def test_a_step_has_the_sequences_that_are_told(gpus: int, asked: int, size: int) -> None:
+    found = recommend(24, "llama-3.2-1b", trainer="fsdp", gpus=gpus, effective_batch_size=asked, examples=100 * size)
+    assert found.setup is not None and found.setup.sequences(gpus) == size
+    assert any(each.text.startswith(f"100 steps of {size} sequences") for each in found.cost)
+    assert f"-(-len(chats) // {size})" in found.script()
+
+
+def test_fsdp_keeps_states_that_it_can_shard() -> None:
+    for priority in PRIORITIES:
+        assert "adamw_bnb_8bit" not in recommend(12, BIG, priority, trainer="fsdp").script()
+
+
+def test_a_processor_trains_in_float32_and_is_told_the_hours() -> None:
+    found = recommend(16, "llama-3.2-1b", device="cpu")
+    assert "dtype=torch.float32" in found.script() and "bfloat16" not in str(found)
+    assert re.search(r"about [\d.]+ minutes, and [\d.]+ hours for 100 steps", str(found))
+
+
+def test_a_base_checkpoint_is_told_from_an_instruct_one() -> None:
+    names = {"meta-llama/Llama-3.1-8B": True, "meta-llama/Llama-3.1-8B-Instruct": False, BIG: False}
+    for name, told in names.items():
+        assert ("base checkpoint" in [each.name for each in recommend(24, name).cost]) == told
+
+
+@pytest.mark.parametrize(("constraints", "command"), [
+    ({"server": "vllm"}, "vllm serve merged"),
+    ({"server": "vllm", "packed": "awq"}, "vllm serve packed"),
+    ({"server": "vllm", "packed": "nf4"}, "vllm serve merged --quantization bitsandbytes"),
+    ({"server": "vllm", "inference": "unmerged"}, "vllm serve BASE --enable-lora --max-lora-rank 16"),
+    ({"server": "tgi"}, "text-generation-launcher --model-id ./merged"),
+    ({"server": "llama.cpp"}, "convert_hf_to_gguf.py merged --outfile merged.gguf"),
+    ({"server": "llama.cpp", "packed": "gguf"}, "llama-server -m packed.gguf"),
+    ({"server": "llama.cpp", "inference": "unmerged"}, "convert_lora_to_gguf.py adapter"),
+    ({"server": "ollama", "packed": "gguf"}, "it says FROM ./packed.gguf"),
+    ({"server": "ollama", "inference": "4-bit"}, "ADAPTER ./adapter.gguf"),
+])  # fmt: skip
+def test_the_script_ends_with_what_serves_the_model(constraints: dict[str, str], command: str) -> None:
+    last = recommend(24, BIG, **constraints).script().splitlines()[-3:]
+    assert any(command in line for line in last), last
 
 
 def test_the_script_refuses_data_that_nothing_can_be_learned_from(

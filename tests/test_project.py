@@ -184,7 +184,5 @@ def test_the_pages_state_a_lessons_minutes_and_exercises(path: Path) -> None:
 
 
 def test_the_instructors_page_explains_the_minutes() -> None:
-    assert (
-        f"{WORDS} words of prose a minute, {LINES} lines of code, {PRINTED} words of output, {EXERCISE} minutes an exercise"
-        in INSTRUCTORS
-    )
+    counted = f"{WORDS} words of prose a minute, {LINES} lines of code, {PRINTED} words of output"
+    assert f"{counted}, {EXERCISE} minutes an exercise" in INSTRUCTORS

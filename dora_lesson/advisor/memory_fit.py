@@ -54,6 +54,10 @@ class TrainingSetup:
         """Whether the base is in 4 bits."""
         return METHODS[self.method].four_bit
 
+    def sequences(self, gpus: int) -> int:
+        """How many sequences make a step on so many GPUs."""
+        return self.batch_size * self.gradient_accumulation_steps * gpus
+
     @property
     def trained(self) -> int:
         """How many parameters are trained."""
@@ -95,7 +99,7 @@ def _room(request: Request, method: str) -> float:
 
 def _with_room_to_spare(request: Request, method: str) -> TrainingSetup | None:
     room = _room(request, method)
-    share = request.effective_batch_size // request.gpus  # of a step's sequences, for each GPU
+    share = max(1, request.effective_batch_size // request.gpus)  # of a step's sequences, for each GPU
     batches = [size for size in BATCHES if size == 1 or share % size == 0]
     for checkpointing, optimizer in [(False, request.optimizer), (True, request.optimizer), (True, _least(request))]:
         fitting = None
@@ -115,7 +119,7 @@ def smallest_setup(request: Request, method: str) -> TrainingSetup:
 
 
 def _least(request: Request) -> str:
-    return "adamw" if request.device == "mps" else "adamw_8bit"
+    return "adamw" if request.device == "mps" or request.trainer == "fsdp" else "adamw_8bit"
 
 
 def fits(request: Request, method: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dora_lesson.advisor.findings import Finding, finding, rule
 from dora_lesson.advisor.memory_fit import TrainingSetup, is_tight, smallest_setup, usable_bytes
 from dora_lesson.advisor.request import Request
-from dora_lesson.advisor.schedule import schedule
+from dora_lesson.advisor.schedule import LEAST_STEPS, schedule
 from dora_lesson.core import METHODS
 
 MANY_EPOCHS = 10  # passes over the same chats from which on a model tends to learn them by heart
@@ -17,17 +17,17 @@ LARGE_SHARE = 0.25  # of the peak
 
 def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     """What training and answering will take, beside memory."""
-    total = setup.parameters.base + setup.trained
+    total, size = setup.parameters.base + setup.trained, setup.sequences(request.gpus)
+    plan = schedule(request.examples or LEAST_STEPS * size, size)
     yield rule("trained", trained=setup.trained, share=100 * setup.trained / total, megabytes=4 * setup.trained / 1e6)
     if request.examples:
-        plan = schedule(request.examples, request.effective_batch_size)
-        yield rule("schedule", examples=request.examples, size=request.effective_batch_size, plan=plan)
+        yield rule("schedule", examples=request.examples, size=size, plan=plan)
         if plan.epochs > MANY_EPOCHS:
             yield rule("few examples", epochs=MANY_EPOCHS)
     if request.device == "cpu":
-        tokens = request.effective_batch_size * request.sequence_length
-        operations = (6 if setup.gradient_checkpointing else 4) * setup.parameters.base * tokens
-        yield rule("on a processor", operations=operations, minutes=operations / CPU_SPEED / 60)
+        operations = (6 if setup.gradient_checkpointing else 4) * setup.parameters.base * size * request.sequence_length
+        minutes = operations / CPU_SPEED / 60
+        yield rule("on a processor", operations=operations, minutes=minutes, plan=plan, hours=plan.steps * minutes / 60)
     if setup.is_dora:
         yield finding("training time")
     if setup.gradient_checkpointing:
@@ -38,13 +38,19 @@ def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
         if is_tight(request, setup):
             yield rule("tight")
     yield from _logits(request, setup)
+    if request.may_lack_a_chat_template:
+        yield rule("base checkpoint", model=request.model_id)
+    if request.trainer == "fsdp":
+        weights = setup.estimate.parts["weights"] + setup.estimate.parts["quantization constants"]
+        yield rule("loaded by each", gpus=request.gpus, size=request.gpus * weights / 1e9)
     if request.inference == "merged":
-        weights = 2 * setup.parameters.base
-        holds = weights < usable_bytes(request.vram_gb)
+        weights = request.dtype.itemsize * setup.parameters.base
+        holds = weights < request.gpus * usable_bytes(request.vram_gb)
         if request.packed != "no":
             yield rule("merged, then packed", weights=weights / 1e9, packed=request.packed)
         else:
-            yield rule("merged" if holds else "merged elsewhere", weights=weights / 1e9)
+            name = ("merged" if request.gpus == 1 else "merged, on all") if holds else "merged elsewhere"
+            yield rule(name, weights=weights / 1e9, bits=8 * request.dtype.itemsize, gpus=request.gpus)
     else:
         yield rule("beside a packed base" if request.inference == "4-bit" else "beside the base")
 
@@ -92,19 +98,24 @@ def _logits(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
 
 
 def _why_this_base(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
+    otherwise = request.inference == "4-bit" and request.packed != "nf4" and not request.came_packed
     if not setup.four_bit:
         yield rule("fits in 16 bits")
+        yield from [finding("unpacked adapters")] if otherwise else []
     elif request.came_packed:
         yield rule("came packed", format=request.base_format)
         yield finding("packed bases")
-    elif request.inference == "4-bit":
-        yield rule("served packed" if request.packed == "nf4" else "served packed otherwise", packed=request.packed)
+    elif request.inference == "4-bit" and not otherwise:
+        yield rule("served packed")
         yield finding("packed again")
     elif request.priority == "memory":
         packed = setup.estimate.parts["weights"] + setup.estimate.parts["quantization constants"]
         yield rule("memory first", packed=packed / 1e9, weights=2 * setup.parameters.base / 1e9)
     else:
         yield rule("fits in 4 bits")
+    if setup.four_bit and otherwise:
+        yield rule("served packed otherwise", packed=request.packed)
+        yield finding("unpacked adapters")
 
 
 def _why_dora(setup: TrainingSetup) -> Iterator[Finding]:

@@ -86,8 +86,16 @@ class Request:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations that are not packed."""
+        """Of weights and activations that are not packed; most processors are slow in 16 bits."""
+        if self.device == "cpu":
+            return torch.float32
         return torch.bfloat16 if self.bfloat16 else torch.float16
+
+    @property
+    def may_lack_a_chat_template(self) -> bool:
+        """Whether the checkpoint goes by the name of a base model, which no chat was taught."""
+        named = "/" in self.model_id and not self.model_id.startswith("path/to/") and not Path(self.model_id).is_dir()
+        return named and not re.search(r"instruct|chat|-it\b|\br1\b|assistant", self.model_id, flags=re.I)
 
     def with_model(self, model: Any) -> Request:
         """The same constraints for another model."""
@@ -169,8 +177,10 @@ def _contradiction(request: Request) -> str | None:
         return f"trainer is {request.trainer!r} and gpus {request.gpus}: several GPUs need 'fsdp' or 'deepspeed'."
     if request.device != "cuda" and request.trainer != "one gpu":
         return f"device is {request.device!r} and trainer {request.trainer!r}, which needs several CUDA devices."
-    if request.device == "mps" and request.optimizer == "adamw_8bit":
+    if request.optimizer == "adamw_8bit" and request.device == "mps":
         return "optimizer is 'adamw_8bit', which bitsandbytes does not have for mps: pass 'adamw'."
+    if request.optimizer == "adamw_8bit" and request.trainer == "fsdp":
+        return "optimizer is 'adamw_8bit', which stops at the tensors that FSDP shards: pass 'adamw'."
     return None
 
 

@@ -36,6 +36,8 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
     packing = setup.four_bit and not request.came_packed  # a base that came packed carries its own configuration
     quantized = ", quantization_config=packing" if packing else ""
     packing = packing or request.packed == "nf4"
+    config = [*lora_config(setup).items()]
+    autocast = _AUTOCAST.get(dtype) if dtype == "float16" or not several else None
     return _PROGRAM.format(
         headline=f"{METHODS[setup.method].label} on {request.label}",
         launch=_launch(request),
@@ -44,20 +46,23 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         base=_quoted(base or request.model_id),
         data=_quoted(data),
         length=request.sequence_length,
-        steps=steps or f"max({LEAST_STEPS}, -(-len(chats) // {request.effective_batch_size}))  # one pass or more",
+        steps=steps or f"max({LEAST_STEPS}, -(-len(chats) // {setup.sequences(request.gpus)}))  # one pass or more",
+        step_size=setup.sequences(request.gpus),
         dtype=dtype,
         quantized=quantized,
-        place="" if several else ', device_map="auto"',
-        config=", ".join(f"{key}={_quoted(value)}" for key, value in lora_config(setup).items()),
+        place=_place(request, setup),
+        config=",\n    ".join(", ".join(f"{k}={_quoted(v)}" for k, v in each) for each in (config[:4], config[4:])),
         size=setup.batch_size,
         passes=setup.gradient_accumulation_steps,
         rate=f"{LEARNING_RATE:g}",
         checkpointing=_checkpointing() if setup.gradient_checkpointing else "",
-        scaled=" fp16=torch.cuda.is_available()," if dtype == "float16" else "",
-        optimizer=' optim="adamw_bnb_8bit",' if setup.optimizer == "adamw_8bit" else "",
+        autocast=f" {autocast}=torch.cuda.is_available()," if autocast else "",
+        optimizer='\n    optim="adamw_bnb_8bit",' if setup.optimizer == "adamw_8bit" else "",
+        modules="import json\nimport os" if several else "import json",
+        best="" if several else _BEST,
         leave=_LEAVE if several else "",
         ending=_ending(request, dtype, quantized),
-        serving=_SERVING.get(request.packed if request.inference == "merged" else "no", ""),
+        serving=_serving(request, setup),
     )
 
 
@@ -67,9 +72,17 @@ def _launch(request: Request) -> str:
         return "python"
     launch = f"accelerate launch --num_processes {request.gpus}"
     if request.trainer == "deepspeed":
-        return f"{launch} --use_deepspeed --zero_stage 2"
-    sharding = "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_state_dict_type FULL_STATE_DICT"
-    return f"{launch} --use_fsdp --fsdp_version 2\n#   {sharding}"
+        return f"\n# {launch} --use_deepspeed --zero_stage 2"
+    return f"\n# {launch} --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP " + (
+        "--fsdp_state_dict_type FULL_STATE_DICT"
+    )
+
+
+def _place(request: Request, setup: TrainingSetup) -> str:
+    """Where the base is loaded: with FSDP on the processor, from where each GPU takes its share."""
+    if request.gpus == 1:
+        return ', device_map="auto"'
+    return ', device_map="cpu"' if request.trainer == "fsdp" and setup.four_bit else ""
 
 
 def _ending(request: Request, dtype: str, quantized: str) -> str:
@@ -79,11 +92,24 @@ def _ending(request: Request, dtype: str, quantized: str) -> str:
     return _MERGED.format(dtype=dtype, packed=packed)
 
 
+def _serving(request: Request, setup: TrainingSetup) -> str:
+    """What packs the saved weights and serves them. These programs are not Python's, and no test runs them."""
+    beside, ggml = request.inference != "merged", request.server in ("llama.cpp", "ollama")
+    lines = [] if beside else [_PACK[request.packed]] if request.packed in _PACK else []
+    lines = ([_GGUF_ADAPTER] if beside else [_GGUF, *lines]) if ggml else lines
+    folder = {"gguf": "packed.gguf", "awq": "packed"}.get(request.packed, "merged.gguf" if ggml else "merged")
+    packing = " --quantization bitsandbytes" if request.packed == "nf4" else ""
+    if serve := _SERVE.get(("beside" if beside else "merged", request.server)):
+        lines.append(serve.format(folder=folder, packing=packing, r=setup.r))
+    return "".join(f"# {line}\n" for line in lines)
+
+
 def _packing(dtype: str, several: bool) -> str:
-    settings = ['load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True']
-    settings[0] += f", bnb_4bit_compute_dtype=torch.{dtype},"
-    settings += [f"bnb_4bit_quant_storage=torch.{dtype},  # for FSDP"] if several else []
-    return "\n    ".join(["packing = BitsAndBytesConfig(", *settings]) + "\n)\n"
+    lines = [
+        'packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,'
+    ]
+    storage = f", bnb_4bit_quant_storage=torch.{dtype}" if several else ""  # FSDP shards what is stored in this type
+    return f"{lines[0]}\n    bnb_4bit_compute_dtype=torch.{dtype}{storage})\n"
 
 
 def _checkpointing() -> str:
@@ -100,10 +126,11 @@ def _quoted(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str | Path) else repr(value)
 
 
+_AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
 _PROGRAM = """\
 # {headline}: {launch} train.py
 # A line of data: {{"messages": [...]}}; its last turn is the assistant's, and is learned.
-import json
+{modules}
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, {names}DataCollatorForSeq2Seq
@@ -112,36 +139,35 @@ from transformers import Trainer, TrainingArguments
 BASE, DATA = {base}, {data}
 tokenizer = AutoTokenizer.from_pretrained(BASE)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-
+assert tokenizer.chat_template, "BASE has no chat template: take its Instruct model, or set tokenizer.chat_template"
 def ids_of(chat, **options):
     return tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False).input_ids
-
 def encode(messages):
     prompt, ids = ids_of(messages[:-1], add_generation_prompt=True), ids_of(messages)
+    assert ids[: len(prompt)] == prompt, "this template's prompt does not begin its chats: mask the prompt by hand"
     return {{"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}}  # -100: no loss on the prompt
-
 requests = [json.loads(line)["messages"] for line in open(DATA, encoding="utf-8") if line.strip()]
 assert requests and all(chat[-1]["role"] == "assistant" for chat in requests), "chats end with the assistant's turn"
 chats = [chat for chat in map(encode, requests) if len(chat["input_ids"]) <= {length}]
 print(f"{{len(chats)}} of {{len(requests)}} chats have at most {length} tokens")
 assert chats, "no chat is short enough"
-steps = {steps}
 held_out, chats = chats[9::10], [chat for i, chat in enumerate(chats, 1) if i % 10]  # to compare runs on one in ten
-{packing}model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}{quantized}{place})
-config = LoraConfig(
-    {config}
+steps = {steps}
+print(f"{{steps}} steps of {step_size} chats, {{steps * {step_size} / len(chats):.1f}} passes over {{len(chats)}}")
+arguments = TrainingArguments(
+    output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
+    per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{autocast}{optimizer}{checkpointing}
+    per_device_eval_batch_size=1, prediction_loss_only=True, learning_rate={rate},  # try a third, and three times{best}
 )
+{packing}model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}{quantized}{place})
+config = LoraConfig({config})
 torch.manual_seed(0)
 model = get_peft_model(model, config)
 model.print_trainable_parameters()
-arguments = TrainingArguments(
-    output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
-    per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{scaled}{optimizer}{checkpointing}
-    per_device_eval_batch_size=1, prediction_loss_only=True, learning_rate={rate},  # try a third, and three times
-)
-trainer = Trainer(model=model, args=arguments, train_dataset=chats, data_collator=DataCollatorForSeq2Seq(tokenizer))
+trainer = Trainer(model=model, args=arguments, train_dataset=chats, eval_dataset=held_out or None,
+                  data_collator=DataCollatorForSeq2Seq(tokenizer))
 trainer.train()
-print("held-out loss", trainer.evaluate(held_out)["eval_loss"] if held_out else "of no chats")
+print("held-out loss", trainer.evaluate()["eval_loss"] if held_out else "of no chats")
 trainer.save_model("adapter"){leave}
 del trainer, model
 {ending}
@@ -149,8 +175,13 @@ prompt = torch.tensor([ids_of(requests[0][:-1], add_generation_prompt=True)], de
 reply = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True))
 {serving}"""
+# Ten times on the way the chats kept aside are judged, and the adapter that is best on them is taken.
+_BEST = """
+    eval_strategy="steps" if held_out else "no", save_strategy="steps" if held_out else "no", save_total_limit=1,
+    eval_steps=max(1, steps // 10), save_steps=max(1, steps // 10), load_best_model_at_end=bool(held_out),"""
 _LEAVE = """
-if not trainer.is_world_process_zero(): raise SystemExit  # one process does the rest"""
+if not trainer.is_world_process_zero(): raise SystemExit  # one process does the rest, as if there were no others
+os.environ.pop("ACCELERATE_USE_FSDP", None)"""
 _MERGED = """\
 # Merge into a base that is not packed (on the CPU, for a card may not hold it), save, and ask what was saved.
 whole = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype})
@@ -158,19 +189,34 @@ PeftModel.from_pretrained(whole, "adapter").merge_and_unload().save_pretrained("
 tokenizer.save_pretrained("merged")
 del whole
 model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.{dtype}, device_map="auto"{packed})"""
-# What packs the merged model for another server; these programs are not part of Python's libraries.
-_SERVING = {
-    "gguf": """\
-# To pack it for llama.cpp or Ollama, with the two programs of llama.cpp:
-#   python convert_hf_to_gguf.py merged --outfile merged.gguf
-#   llama-quantize merged.gguf packed.gguf Q4_K_M
-""",
-    "awq": """\
-# To pack it by AWQ, with llm-compressor, over your chats: oneshot(model="merged", output_dir="packed", dataset=...,
-#   recipe=AWQModifier(scheme="W4A16_ASYM", targets=["Linear"], ignore=["lm_head"]))
-""",
-}
 _BESIDE = """\
 # Put the saved adapter beside its base, and ask the two.
 base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.{dtype}, device_map="auto"{quantized})
 model = PeftModel.from_pretrained(base, "adapter").eval()"""
+_GGUF = "Convert: python convert_hf_to_gguf.py merged --outfile merged.gguf   # llama.cpp's"
+_GGUF_ADAPTER = (
+    "Convert: python convert_lora_to_gguf.py adapter --base path/to/BASE --outfile adapter.gguf   # llama.cpp's"
+)
+_PACK = {
+    "gguf": "Pack: llama-quantize merged.gguf packed.gguf Q4_K_M",
+    "awq": 'Pack into packed/: llm-compressor, AWQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"])',
+}
+_SERVE = {
+    ("merged", "vllm"): "Serve: vllm serve {folder}{packing}",
+    ("merged", "tgi"): "Serve: text-generation-launcher --model-id ./{folder}   # in maintenance; vLLM reads the same",
+    ("merged", "llama.cpp"): "Serve: llama-server -m {folder}",
+    (
+        "merged",
+        "ollama",
+    ): "Serve: ollama create mine -f Modelfile   # it says FROM ./{folder}; see ollama show mine --template",
+    ("beside", "vllm"): "Serve: vllm serve BASE --enable-lora --max-lora-rank {r} --lora-modules mine=adapter{packing}",
+    (
+        "beside",
+        "tgi",
+    ): "Serve: text-generation-launcher --model-id BASE --lora-adapters mine=./adapter   # in maintenance",
+    ("beside", "llama.cpp"): "Serve: llama-server -m path/to/base.gguf --lora adapter.gguf",
+    (
+        "beside",
+        "ollama",
+    ): "Serve: ollama create mine -f Modelfile   # it says FROM the base, and ADAPTER ./adapter.gguf",
+}
