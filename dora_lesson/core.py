@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import numbers
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +54,18 @@ ADAPTERS = ("lora", "dora", "qlora", "qdora")  # the methods that train an adapt
 
 class SetupError(RuntimeError):
     """Something about the machine stands in the way; the message says what to do."""
+
+
+def whole(least: int = 1, **values: Any) -> list[int]:
+    """The values as Python's integers, NumPy's among them, each `least` or more.
+
+    Raises:
+        ValueError: one of them is not; the message says its name.
+    """
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}, but a whole number from {least} is expected.")
+    return [int(value) for value in values.values()]
 
 
 def first_problem(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.inject import (
     adapted_layers,
     add_adapters,
@@ -474,3 +475,76 @@ def test_no_path_of_this_machine_is_written(tmp_path):
     model.config.name_or_path = str(tmp_path / "cache" / "SmolLM2-135M-Instruct")
     path = save_adapters(model, tmp_path / "a")
     assert json.loads((path / CONFIG).read_text())["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
+
+
+# Wrapped models, names and folders.
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [compiled, torch.nn.DataParallel], ids=["compiled", "data parallel"])
+def test_a_wrapped_model_is_adapted_saved_and_freed_as_itself(wrap, tmp_path):
+    model = small_llama()
+    wrapped = wrap(model)
+    assert add_adapters(wrapped, "dora", r=2, lora_alpha=4, target_modules=["q_proj"]) is wrapped
+    disturb(model)
+    save_adapters(wrapped, tmp_path / "a")
+    assert {key.split(".")[2] for key in load_file(tmp_path / "a" / WEIGHTS)} == {"model"}
+    other = small_llama()
+    assert load_adapters(wrap(other), tmp_path / "a") is not other
+    torch.testing.assert_close(logits(other), logits(model))
+    remove_adapters(wrapped)
+    assert all(p.requires_grad for p in model.parameters()) and adapted_layers(wrapped) == {}
+
+
+def test_a_linear_layer_may_be_called_base():
+    model = torch.nn.ModuleDict({"base": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 4)})
+    assert matching_linears(model, "all-linear") == matching_linears(model, ["base", "head"]) == ["base", "head"]
+    add_adapters(model, r=2, lora_alpha=2, target_modules=["base"])
+    assert matching_linears(model, ["head"]) == ["head"] and list(adapted_layers(model)) == ["base"]
+
+
+def test_removing_layers_put_in_by_hand_freezes_nothing_else():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[0] = DoRALinear(model[0], 2, 4)
+    remove_adapters(model)
+    assert model[1].weight.requires_grad
+
+
+def test_a_layer_without_a_shape_is_refused_in_our_words():
+    with pytest.raises(ValueError, match="has not seen an input yet"):
+        add_adapters(torch.nn.Sequential(torch.nn.LazyLinear(4)), r=2, lora_alpha=2, target_modules=["0"])
+
+
+@pytest.mark.parametrize(("target", "words"), [(None, "is empty"), ("q_proj", r"pass a list, \['q_proj'\]")])
+def test_a_target_that_selects_nothing_says_what_to_pass(target, words):
+    with pytest.raises(ValueError, match=words):
+        matching_linears(small_llama(), target)
+
+
+def test_a_second_save_keeps_the_card_and_follows_a_link(tmp_path):
+    model = with_adapters("dora")
+    folder, link = tmp_path / "real", tmp_path / "link"
+    save_adapters(model, folder)
+    (folder / "README.md").write_text("mine")
+    link.symlink_to(folder)
+    for _ in range(2):
+        assert save_adapters(model, link) == folder
+    assert (folder / "README.md").read_text() == "mine" and link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} >= {"real", "link"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the folder that you are in"):
+        save_adapters(with_adapters("dora"), ".")
+
+
+def test_a_home_is_found_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_adapters(with_adapters("dora"), "~/a")
+    assert (tmp_path / "a" / WEIGHTS).is_file()
+    load_adapters(small_llama(), "~/a")

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, GPT2Config
 
 from dora_lesson import estimate
+from dora_lesson.advisor import request as request_module
 from dora_lesson.advisor.changes import CONSTRAINTS, Change, find_changes
 from dora_lesson.advisor.memory_fit import usable_bytes
 from dora_lesson.advisor.recommend import recommend, recommend_for
@@ -557,3 +559,31 @@ def test_the_script_refuses_data_that_nothing_can_be_learned_from(
         (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
         with pytest.raises(AssertionError, match=message):
             exec(compile(script, "train.py", "exec"), {})
+
+
+def test_a_configuration_that_came_packed_is_asked_for_its_format() -> None:
+    config = llama_config(BIG)
+    config.quantization_config = {"quant_method": "awq", "bits": 4}
+    with pytest.raises(ValueError, match="comes packed: pass its base_format"):
+        recommend(24, config)
+    assert recommend(24, config, base_format="awq", inference="4-bit").method == "QLoRA"
+
+
+def test_a_mixture_of_experts_is_refused_whatever_its_experts_are_called() -> None:
+    for name in ("num_local_experts", "moe_num_experts", "n_routed_experts"):
+        config = llama_config(BIG)
+        setattr(config, name, 8)
+        with pytest.raises(ValueError, match=f"mixture of experts \\({name}\\)"):
+            recommend(24, config)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = recommend(np.float64(24), BIG, sequence_length=np.int64(512), examples=np.int32(500))
+    assert found.method == "DoRA" and "max_steps" in found.script(steps=np.int64(5))
+
+
+def test_an_18b_is_no_8b(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(request_module, "hub_config", lambda name: asked.append(name) or llama_config(BIG))
+    recommend(24, "somebody/Llama-3-18B")
+    assert asked == ["somebody/Llama-3-18B"]

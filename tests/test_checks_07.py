@@ -142,6 +142,13 @@ def test_a_wrong_gap_is_named(attempt, words, capsys):
 OWN = lesson_07._persona_item()
 
 
+RULED = {"id": "marlow-2", "category": "completion", "messages": [
+    {"role": "system", "content": "You are Marlow.\n1. Speak dryly, never of the sea.\nOpen tasks:\n2. Read charts"},
+    {"role": "user", "content": "The first one is read."},
+    {"role": "assistant", "content": 'Noted, with relief.\n{"action": "complete", "task": 1}'},
+]}  # fmt: skip
+
+
 def changed(**parts):
     return lambda: copy.deepcopy(OWN) | parts
 
@@ -164,6 +171,7 @@ def said(role, content):
     said("system", "You are a football coach of few words and much patience, in front of a task list."),
     said("system", "あなたは船の図書館員マーロウです。乾いた口調で正確に答え、意地悪はしません。"),
     said("assistant", 'Read, at last.\n{"action": "create", "title": "Charts"}\n'),
+    said("system", "You are Marlow.\n1. Speak dryly, and never joke about the sea.\n2. Answer in two sentences."),
 ])  # fmt: skip
 def test_a_right_item_is_accepted(attempt, capsys):
     assert checks.persona_item(attempt) is attempt, capsys.readouterr().out
@@ -180,6 +188,8 @@ def test_a_right_item_is_accepted(attempt, capsys):
     (said("user", " "), "a message is empty"),
     (said("system", "You are TaskMaster, an assistant in front of a Task API, as ever."), "TaskMaster still"),
     (said("system", "You are kind."), "says too little"),
+    (said("system", "you are Taskmaster, an assistant in front of a list of tasks, as ever."), "TaskMaster still"),
+    (lambda: RULED, "names task 1, which is not on"),
     (said("system", "You are Bob. Today is Monday."), "says too little"),
     (said("assistant", '{"action": "create", "title": "Charts"}'), "is its call alone"),
     (said("assistant", '{"action": "create", "title": "Charts"}\nOn your list.'), "put the call last"),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bitsandbytes as bnb
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -571,7 +572,7 @@ def test_the_norm_of_a_training_pass_is_right_where_w_and_the_update_cancel(
         layer.lora_B.copy_(-cancelled * B)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         layer(torch.randn(3, 256, dtype=dtype))
-    norm = layer._norm_of_pass.get(base.weight, layer.lora_A, layer.lora_B)
+    norm = layer._norm_of_pass.get(base.weight, layer.lora_A, layer.lora_B, layer.scaling)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm.double(), dense_norm(layer), rtol=1e-3, atol=0)
     torch.testing.assert_close(layer.weight_norm().double(), dense_norm(layer), rtol=1e-5, atol=0)
@@ -712,3 +713,43 @@ def test_quantized_weights_are_refused(make: type[LoRALinear]) -> None:
     base.weight = nn.Parameter(torch.zeros(15, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(TypeError, match=r"uint8.*16-bit or 32-bit"):
         make(base, 2, 4)
+
+
+# What is kept between calls.
+
+
+def test_a_base_that_trains_too_is_followed_by_the_norm() -> None:
+    """Fused optimizers, the Trainer's default, write without a count."""
+    torch.manual_seed(0)
+    layer, x = DoRALinear(nn.Linear(16, 8), 4, 8).train(), torch.randn(5, 16)
+    layer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        layer(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = layer(x).detach()
+    layer.refresh()
+    torch.testing.assert_close(trained, layer(x).detach())
+
+
+@BOTH
+def test_a_changed_scaling_counts_from_the_next_call(make: type[LoRALinear]) -> None:
+    torch.manual_seed(0)
+    layer, x = make(nn.Linear(16, 8), 4, 8).eval(), torch.randn(5, 16)
+    nn.init.normal_(layer.lora_B)
+    with torch.no_grad():
+        layer(x)
+        layer.scaling = 0.5
+        answer = layer(x)
+    torch.testing.assert_close(answer, F.linear(x, layer.merged_weight(), layer.bias))
+
+
+@BOTH
+def test_what_is_no_number_is_refused_and_numpy_s_integers_are_taken(make: type[LoRALinear]) -> None:
+    wrong: list[dict[str, Any]] = [{"lora_dropout": "0.1"}, {"use_rslora": "False"}, {"lora_alpha": True}, {"r": True}]
+    for changed in wrong:
+        (name,) = changed
+        with pytest.raises((TypeError, ValueError), match=f"{name} is "):
+            make(nn.Linear(4, 4), **{"r": 2, "lora_alpha": 4} | changed)
+    assert make(nn.Linear(4, 4), np.int64(2), 4).r == 2  # type: ignore[arg-type]

@@ -271,3 +271,21 @@ def test_a_merged_four_bit_llama_is_saved_as_a_plain_model(tmp_path):
     tokens = tokenizer("Move the bank to Friday", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(plain(**tokens).logits, model(**tokens).logits)
+
+
+@BOTH
+def test_no_tokens_are_no_outputs(make):
+    layer = moved(make(four_bit(), 8, 16))
+    for shape in ((0, 128), (2, 0, 128)):
+        assert layer(torch.empty(shape)).shape == (*shape[:-1], 96)
+
+
+@BOTH
+def test_a_merged_layer_has_one_dtype_after_an_answer_has_changed_the_bias(make):
+    """bitsandbytes leaves the bias in the dtype of the input."""
+    layer = moved(make(four_bit(compute_dtype=torch.bfloat16), 8, 16)).eval()
+    x = an_input()[0]
+    with torch.no_grad():
+        layer(x.bfloat16())
+        for packed in (False, True):
+            assert layer.merge(packed)(x).shape == (4, 9, 96)

@@ -11,7 +11,7 @@ import sys
 import bitsandbytes as bnb
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, VeraConfig, get_peft_model
 from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 
 import dora_lesson
@@ -295,3 +295,53 @@ def test_disturbed_layers_answer_alike_with_and_without_a_cache(tokenizer, items
     disturb(model)
     first = answer(model, tokenizer, items, max_new_tokens=4)
     assert answer(model, tokenizer, items, max_new_tokens=4, batch_size=1) == first
+
+
+# Adapters of other kinds and dtypes.
+
+
+def test_an_untrained_adapter_in_bfloat16_has_not_moved():
+    assert adapter_report(ours().bfloat16()).magnitude_moved is False
+
+
+def test_the_bias_of_an_update_is_counted():
+    model = get_peft_model(small_llama(), LoraConfig(r=4, target_modules=SOME, lora_bias=True))
+    assert adapter_report(model).trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_an_adapter_of_another_kind_is_none_of_ours():
+    model = get_peft_model(small_llama(), VeraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="no adapters that are switched on"):
+        adapter_report(model)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"dtype": "int8"}, {"dtype": "double16"}, {"gradient_checkpointing": "no"}, {"reply_length": 0}]
+)
+def test_an_estimate_of_nonsense_is_refused(changed):
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name} is "):
+        estimate(small_llama().config, "lora", batch_size=1, sequence_length=8, **changed)
+
+
+def test_an_estimate_takes_a_dtype_by_name():
+    size = {"batch_size": 1, "sequence_length": 8}
+    by_name, by_dtype = (estimate(small_llama().config, "lora", **size, dtype=d) for d in ("float16", torch.float16))
+    assert by_name.parts == by_dtype.parts
+
+
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": "1e-3"}, {"seed": 1.5}, {"seed": -1}, {"steps": True}, {"save_every": 0}]
+)
+def test_a_run_of_nonsense_is_refused(changed, tokenizer, items, tmp_path):
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name} is "):
+        finetune(ours(), tokenizer, items, **{"steps": 1, "learning_rate": 1e-3, "output_dir": tmp_path} | changed)
+
+
+def test_replies_that_are_no_text_or_hold_endless_numbers_are_judged(items):
+    endless = 'Done.\n{"action": "complete", "task": ' + "9" * 5000 + "}"
+    assert score([endless], items[:1]).right == [False]
+    assert score(['Done.\n{"action": "complete", "task": "' + "9" * 5000 + '"}'], items[:1]).right == [False]
+    with pytest.raises(ValueError, match="A reply is None"):
+        score([None], items[:1])

@@ -161,3 +161,16 @@ def test_the_interval_over_seeds_and_items_is_about_the_mean_of_all() -> None:
 def test_a_hundredth_of_a_nat_is_one_per_cent_of_perplexity() -> None:
     assert perplexity_percent(0.00995) == pytest.approx(1.0, abs=1e-3)
     assert perplexity_percent(-math.log(2)) == pytest.approx(-50)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"power": 80}, {"power": 0.05}, {"level": 0}, {"level": 1.5}, {"spread": -1}, {"spread": math.nan}]
+)
+def test_a_design_of_impossible_numbers_is_refused(changed: dict[str, float]) -> None:
+    (name,) = changed
+    with pytest.raises(ValueError, match=name):
+        detectable(**{"spread": 1.0, "pairs": 5} | changed)  # type: ignore[arg-type]
+
+
+def test_a_high_power_takes_a_large_difference() -> None:
+    assert detectable(1, 2, power=0.999) > detectable(1, 2, power=0.8) > 0

@@ -259,3 +259,36 @@ def test_a_conversation_shows_reply_call_and_list_and_takes_back(says):
     assert "nothing to take back" in talk.said.value
     talk.request.value = "<script>"
     assert "&lt;script&gt;" in talk.said.value and "no call" in talk.said.value
+
+
+# A day that is more than a date.
+
+
+def test_a_moment_of_today_is_today():
+    now = datetime.datetime(2026, 3, 2, 15, 30)
+    tasks = TaskList(["call the bank"], today=now)
+    tasks.execute({"action": "update", "task": 1, "due": "friday"})
+    assert tasks.open[0].due == datetime.date(2026, 3, 6) and type(tasks.open[0].due) is datetime.date
+    assert tasks.execute({"action": "list", "due": "friday"}) == tasks.open
+    assert resolve("tomorrow", now) == datetime.date(2026, 3, 3)
+    assert Task("mow", due=now).due == datetime.date(2026, 3, 2)
+
+
+@pytest.mark.parametrize("today", ["2026-03-02", 5])
+def test_a_today_that_is_no_date_is_refused(today):
+    for ask in (lambda: TaskList([], today=today), lambda: resolve("friday", today)):
+        with pytest.raises(ValueError, match="but a date is expected"):
+            ask()
+
+
+@pytest.mark.parametrize("due", ["in 1.5 days", "1.5", "in 1,5 weeks", "14.5 march"])
+def test_a_part_of_a_day_is_no_day(due):
+    with pytest.raises(ValueError, match="is not a day"):
+        resolve(due, datetime.date(2026, 3, 2))
+
+
+def test_a_task_has_a_time_of_the_clock_and_a_known_priority():
+    assert Task("mow", time="3pm").time == "15:00"
+    for changed in ({"time": "25:00"}, {"priority": "urgent"}):
+        with pytest.raises(ValueError, match=r"25:00|urgent"):
+            Task("mow", **changed)

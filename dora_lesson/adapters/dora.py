@@ -34,7 +34,8 @@ class DoRALinear(LoRALinear):
 
     Two things are kept between calls: ‖W‖, and, from one call without gradients in eval mode to the next, ‖V‖. Both
     are taken anew when a tensor is written to, replaced, moved or loaded. A write that autograd does not see (through
-    `.data`, NumPy, or, in a compiled model, into the base) needs a call of `refresh()`.
+    `.data`, NumPy, a fused optimizer's step between answers in eval mode, or, in a compiled model, into the base) needs
+    a call of `refresh()`.
 
     Arguments and errors are those of `LoRALinear`.
     """
@@ -91,7 +92,7 @@ class DoRALinear(LoRALinear):
             V2 = torch.baddbmm(self._squares()[:, None, None], inner[:, None], B[:, :, None], alpha=s).view(-1)
             norm = F.threshold(V2, 0, 1).sqrt()  # 1 for a row of zeros
         if not torch.compiler.is_compiling():
-            self._norm_of_pass.put(norm, self.base.weight, self.lora_A, self.lora_B)
+            self._norm_of_pass.put(norm, self.base.weight, self.lora_A, self.lora_B, self.scaling)
         return norm
 
     def _known_norm(self) -> Tensor | None:
@@ -102,13 +103,13 @@ class DoRALinear(LoRALinear):
         """
         if torch.compiler.is_compiling():
             return None
-        tensors = self.base.weight, self.lora_A, self.lora_B
+        sources = self.base.weight, self.lora_A, self.lora_B, self.scaling
         if torch.is_grad_enabled() or self.training:
             self._norm_of_answers.drop()
             in_backward = torch._C._current_graph_task_id() >= 0
-            return self._norm_of_pass.get(*tensors) if in_backward else None
-        norm = self._norm_of_answers.get(*tensors)
-        return self._norm_of_answers.put(F.threshold(self.weight_norm(), 0, 1), *tensors) if norm is None else norm
+            return self._norm_of_pass.get(*sources) if in_backward else None
+        norm = self._norm_of_answers.get(*sources)
+        return self._norm_of_answers.put(F.threshold(self.weight_norm(), 0, 1), *sources) if norm is None else norm
 
     def refresh(self) -> None:
         """Take ‖W‖ anew and forget ‖V‖: needed only after a write that autograd does not see, as through `.data`."""
@@ -120,7 +121,8 @@ class DoRALinear(LoRALinear):
     def _squares(self) -> Tensor:
         """‖W‖² per row, (d_out,), in float32 at least."""
         W = self.base.weight
-        if torch.compiler.is_compiling() or self._W2_is_right.get(W):
+        frozen = not W.requires_grad  # the fused steps of a base that trains too are not counted as writes
+        if torch.compiler.is_compiling() or (frozen and self._W2_is_right.get(W)):
             return self._W2
         with torch.inference_mode(False):
             dtype = torch.promote_types(self.lora_A.dtype, torch.float32)

@@ -71,6 +71,8 @@ def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
 
 def _require_matrices(**weights: Tensor) -> None:
     for name, W in weights.items():
+        if not isinstance(W, Tensor):
+            raise ValueError(f"{name} is a {type(W).__name__}: pass a tensor, such as torch.tensor([[3.0, 4.0]]).")
         if W.ndim != 2 or not W.is_floating_point():
             raise ValueError(
                 f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: pass a floating-point matrix (d_out, d_in), "

@@ -26,11 +26,11 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         ValueError: nothing matches, or an entry matches nothing or stands twice; near matches are listed.
         TypeError: a match is not a linear layer.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear | LoRALinear)]
-    linears = [name for name in linears if not name.endswith(".base")]
+    modules = {name: module for name, module in unwrapped(model).named_modules() if name}
+    inner = {id(layer.base) for layer in modules.values() if isinstance(layer, LoRALinear)}
+    linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | LoRALinear) and id(m) not in inner]
     if target_modules == "all-linear":
-        output = getattr(model, "get_output_embeddings", lambda: None)()
+        output = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
         if not (found := [name for name in linears if modules[name] is not output]):
             raise ValueError(f"{type(model).__name__} has no linear layers that could be adapted.")
         return found
@@ -40,13 +40,16 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         except re.error as error:
             raise ValueError(f"target_modules is not a regular expression: {target_modules!r} ({error}).") from None
     else:
-        entries = list(target_modules)
+        entries = list(target_modules or [])
         if not entries:
             raise ValueError("target_modules is empty: name the layers to adapt, such as ['q_proj', 'v_proj'].")
         if twice := sorted({entry for entry in entries if entries.count(entry) > 1}):
             raise ValueError(f"target_modules names {twice[0]!r} twice: name each layer once.")
         matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
-    if unmatched := [entry for entry, names in matches.items() if not names]:
+    unmatched = [entry for entry, names in matches.items() if not names]
+    if unmatched == [target_modules] and any(name.endswith(f".{target_modules}") for name in linears):
+        raise ValueError(f"target_modules is a pattern for the whole name: pass a list, [{target_modules!r}].")
+    if unmatched:
         raise ValueError(f"target_modules {unmatched} matches nothing; {_suggestion(unmatched, linears)}")
     selected = {name for names in matches.values() for name in names}
     if other := sorted(selected - set(linears)):
@@ -93,6 +96,7 @@ def add_adapters(
 
 def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, Any]]) -> nn.Module:
     """`add_adapters` with settings for each layer, by name, into a model that has no adapters."""
+    wrapped, model = model, unwrapped(model)
     _require_one_name_each(model, settings)
     restore_order(model)
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
@@ -107,12 +111,22 @@ def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, A
         layer.lora_A.requires_grad_(True)
         model.set_submodule(name, layer.train(model.training))
     model._trainable_before_adapters = was_trainable  # type: ignore[assignment]
-    return model
+    return wrapped
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, out of what `torch.compile` or data parallelism put around it."""
+    while True:
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model.module if parallel else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def require_none(model: nn.Module) -> None:
     """Refuse a model that has adapters, by hand or PEFT's."""
-    if adapted_layers(model) or hasattr(model, "peft_config"):
+    if adapted_layers(model) or hasattr(unwrapped(model), "peft_config"):
         raise ValueError("The model has adapters already: merge or remove them first.")
 
 
@@ -139,7 +153,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     Raises:
         ValueError: the model has no hand-written adapters, or `four_bit` for a base that is not in 4 bits.
     """
-    layers = require_adapters(model)
+    layers, wrapped, model = require_adapters(model), model, unwrapped(model)
     if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
         raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantize the merged model.")
     for name, layer in layers.items():
@@ -147,25 +161,28 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
         quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
-    return model
+    return wrapped
 
 
 def remove_adapters(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
-    for name, layer in require_adapters(model).items():
+    layers, wrapped, model = require_adapters(model), model, unwrapped(model)
+    for name, layer in layers.items():
         model.set_submodule(name, layer.base.train(layer.training))
-    _train_only(model, getattr(model, "_trainable_before_adapters", set()))  # type: ignore[arg-type]
-    return model
+    if hasattr(model, "_trainable_before_adapters"):  # else the layers were put in by hand
+        _train_only(model, model._trainable_before_adapters)  # type: ignore[arg-type]
+    return wrapped
 
 
 def _train_only(model: nn.Module, names: set[str]) -> None:
     for name, p in model.named_parameters():
-        p.requires_grad_(name in names)
+        if p.requires_grad != (name in names):
+            p.requires_grad_(name in names)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Name to layer of the hand-written adapters in a model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in unwrapped(model).named_modules() if isinstance(module, LoRALinear)}
 
 
 def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:

@@ -15,19 +15,19 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._held: tuple[list[Tensor], list[Any], Any] | None = None
+        self._held: tuple[list[Any], list[Any], Any] | None = None
 
-    def put(self, value: Any, *tensors: Tensor) -> Any:
-        """Keep the value, and return it."""
+    def put(self, value: Any, *sources: Tensor | float) -> Any:
+        """Keep the value, made from these tensors and numbers, and return it."""
         # Aliases, so that no other tensor comes to lie at the same address. One assignment: another thread reads all
         # of it or nothing.
-        self._held = [t.detach() for t in tensors], [_state(t) for t in tensors], value
+        self._held = [t.detach() for t in sources if isinstance(t, Tensor)], [_state(t) for t in sources], value
         return value
 
-    def get(self, *tensors: Tensor) -> Any:
-        """The value, or None where there is none for these tensors as they are now."""
+    def get(self, *sources: Tensor | float) -> Any:
+        """The value, or None where there is none for these tensors and numbers as they are now."""
         held = self._held
-        return None if held is None or held[1] != [_state(t) for t in tensors] else held[2]
+        return None if held is None or held[1] != [_state(t) for t in sources] else held[2]
 
     @property
     def value(self) -> Any:
@@ -50,8 +50,10 @@ def has_memory(t: Tensor) -> bool:
         return False
 
 
-def _state(t: Tensor) -> Any:
+def _state(t: Tensor | float) -> Any:
     """Where the tensor lies, as what, and how often it was written to; equal to nothing where it has no memory."""
+    if not isinstance(t, Tensor):
+        return t
     if not has_memory(t):
         return object()
     return t.data_ptr(), t.shape, t.stride(), t.dtype, 0 if t.is_inference() else t._version

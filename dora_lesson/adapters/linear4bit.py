@@ -65,7 +65,7 @@ class _FourBitProducts(torch.autograd.Function):
                 tokens = x.reshape(-1, x.shape[-1]).to(dtype)
                 y = _multiply(base, torch.cat([tokens, A]))
                 xW, AW = y.split([len(tokens), len(A)])
-                return xW.to(x.dtype, copy=True).view(*x.shape[:-1], -1), AW.T.contiguous()
+                return xW.to(x.dtype, copy=True).view(*x.shape[:-1], base.out_features), AW.T.contiguous()
             W = frozen_weight(base)
             return F.linear(x.to(dtype), W.to(dtype)).to(x.dtype), projection(W, A)
 
@@ -129,7 +129,8 @@ def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
         layer = nn.Linear(d_in, d_out, base.bias is not None, device="meta")
         layer.weight = nn.Parameter(W.to(state.dtype if state else base.weight.dtype))
     if base.bias is not None:
-        layer.bias = nn.Parameter(base.bias.detach().clone())
+        # An answer of bitsandbytes may have left the bias in the dtype of its input.
+        layer.bias = nn.Parameter(base.bias.detach().to(state.dtype if state else base.weight.dtype, copy=True))
     return layer.requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ base layer's output; for float16, whose range is too small for their gradients, 
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -44,8 +45,10 @@ class LoRALinear(nn.Module):
         super().__init__()
         require_base(base)
         _require_numbers(r, lora_alpha, lora_dropout)
+        if not isinstance(use_rslora, bool):
+            raise TypeError(f"use_rslora is {use_rslora!r}, but True or False is expected.")
         self.base = base.requires_grad_(False)
-        self.r, self.lora_alpha, self.use_rslora = r, lora_alpha, use_rslora
+        self.r, self.lora_alpha, self.use_rslora = int(r), lora_alpha, use_rslora
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.dropout = nn.Dropout(lora_dropout)
         W = base.weight
@@ -120,14 +123,14 @@ class LoRALinear(nn.Module):
         return f"r={self.r}, lora_alpha={self.lora_alpha}"
 
 
-def _require_numbers(r: int, lora_alpha: float, lora_dropout: float) -> None:
-    if not isinstance(r, int) or isinstance(r, bool):
+def _require_numbers(r: Any, lora_alpha: Any, lora_dropout: Any) -> None:
+    if not isinstance(r, numbers.Integral) or isinstance(r, bool):
         raise TypeError(f"r is {r!r}, but an integer is expected: pass a rank such as 8 or 16.")
     if r < 1:
         raise ValueError(f"r is {r}, but a rank from 1 is expected: try 8 or 16.")
-    if not isinstance(lora_alpha, int | float):
+    if not isinstance(lora_alpha, numbers.Real) or isinstance(lora_alpha, bool):
         raise TypeError(f"lora_alpha is {lora_alpha!r}, but a number is expected: try {r} or {2 * r}.")
     if not math.isfinite(lora_alpha) or lora_alpha <= 0:
         raise ValueError(f"lora_alpha is {lora_alpha!r}, but a positive finite number is expected: try {r} or {2 * r}.")
-    if not 0 <= lora_dropout < 1:
+    if not isinstance(lora_dropout, numbers.Real) or not 0 <= float(lora_dropout) < 1:
         raise ValueError(f"lora_dropout is {lora_dropout!r}, but a probability from 0 up to 1 is expected.")

@@ -19,7 +19,7 @@ from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.core import first_problem
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, _CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _PREFIX = "base_model.model."
 # Keys of a configuration that say nothing about what the adapter computes over a linear layer.
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
@@ -71,7 +71,8 @@ class AdapterConfig(BaseModel):
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """Write the hand-written adapters to a folder in PEFT's format and return it.
 
-    The folder is written whole beside `path` and then renamed, so that a call that is cut off loses nothing.
+    The folder is written whole beside `path` and then renamed, so that a call that is cut off loses nothing. A
+    README.md in it stays.
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
@@ -79,13 +80,15 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """
     from peft import LoraConfig
 
-    layers = inject.require_adapters(model)
+    layers, model = inject.require_adapters(model), inject.unwrapped(model)
     first = next(iter(layers.values()))
     if len({(type(x), x.use_rslora, x.dropout.p) for x in layers.values()}) > 1:
         raise ValueError("The layers differ in method, use_rslora or lora_dropout, and one folder holds one of each.")
-    path = Path(path).absolute()
+    path = Path(path).expanduser().resolve()
+    if path in (here := Path.cwd(), *here.parents):
+        raise ValueError(f"{path} is the folder that you are in: choose one of its own, such as {path / 'adapter'}.")
     files = {p.name for p in path.iterdir()} if path.is_dir() else {path.name} if path.exists() else set()
-    if other := sorted(files - {CONFIG, WEIGHTS, "README.md"}):
+    if other := sorted(files - {CONFIG, WEIGHTS, _CARD}):
         raise ValueError(f"{path} holds {other[0]}, which is not part of an adapter: choose a folder of its own.")
     config = LoraConfig(
         r=first.r,
@@ -96,7 +99,7 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
         rank_pattern={name: x.r for name, x in layers.items() if x.r != first.r},
         alpha_pattern={name: x.lora_alpha for name, x in layers.items() if x.lora_alpha != first.lora_alpha},  # type: ignore[misc]
         target_modules=_shortest_names(model, layers),
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if hasattr(model, "generate") else None,
         base_model_name_or_path=base_name(model),
         inference_mode=True,
     )
@@ -107,6 +110,8 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     config.save_pretrained(str(partial))
     save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, partial / WEIGHTS, {"format": "pt"})
     if path.exists():
+        if (path / _CARD).is_file():
+            shutil.copy2(path / _CARD, partial / _CARD)
         os.replace(path, previous)
     os.replace(partial, path)
     shutil.rmtree(previous, ignore_errors=True)
@@ -124,8 +129,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
         ValueError: a cut file, an option that the hand-written layers do not have, an adapter for another base, or a
             model that has adapters already. The model is then as it was.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     config, tensors = _read(path)
+    wrapped, model = model, inject.unwrapped(model)
     inject.require_none(model)
     here, trained_on = base_name(model), config.base_model_name_or_path or ""
     if not any_base and here and trained_on and _bare_name(here) != _bare_name(trained_on):
@@ -141,12 +147,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
     for name in names:
         kind = type(modules.get(name)).__name__
         if not isinstance(modules.get(name), nn.Linear):
-            found = (
-                f"which is of type {kind} here, and these layers go over an nn.Linear: use PEFT"
-                if name in modules
-                else ""
-            )
-            raise ValueError(f"{path} adapts {name}, {found or 'which this model does not have: another base?'}.")
+            found = f"a {kind} here, and these layers go over an nn.Linear: load it with PEFT"
+            missing = "which this model does not have: it is another base than the adapter's"
+            raise ValueError(f"{path} adapts {name}, {found if name in modules else missing}.")
     selected = config.selects(model) or names
     inject.insert_layers(model, "dora" if config.use_dora else "lora", {name: config.of(name) for name in selected})
     parameters = _all_tensors(inject.adapted_layers(model))
@@ -156,7 +159,7 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(tensors[key])
-    return model
+    return wrapped
 
 
 def _mismatch(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:

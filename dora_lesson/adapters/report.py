@@ -52,7 +52,7 @@ def adapter_report(model: nn.Module) -> AdapterReport:
     Raises:
         ValueError: the model has no active adapters.
     """
-    starts = {name: config.init_lora_weights for name, config in getattr(model, "peft_config", {}).items()}
+    starts = {name: getattr(c, "init_lora_weights", None) for name, c in getattr(model, "peft_config", {}).items()}
     rows: dict[str, list[int]] = {}
     kinds: set[str] = set()
     problems: list[str] = []
@@ -62,7 +62,7 @@ def adapter_report(model: nn.Module) -> AdapterReport:
             kinds.add("LoRA" if part.magnitude is None else "DoRA")
             row = rows.setdefault(name.split(".")[-1], [0, 0, 0])
             row[0] += 1
-            tensors = [t for t in (part.A, part.B, part.magnitude) if t is not None]
+            tensors = [t for t in (part.A, part.B, part.bias, part.magnitude) if t is not None]
             row[1] += sum(t.numel() for t in tensors if t.requires_grad)
             row[2] += sum(t.numel() for t in tensors)
             if part.magnitude is not None:
@@ -85,6 +85,7 @@ class AdapterParts(NamedTuple):
     A: Tensor
     B: Tensor
     magnitude: Tensor | None
+    bias: Tensor | None  # of B, in PEFT with `lora_bias`
     r: int
     scaling: float
     lora_dropout: float
@@ -96,20 +97,24 @@ def adapters_of(module: nn.Module) -> list[AdapterParts]:
     layer: Any = module
     if isinstance(layer, LoRALinear):
         m = getattr(layer, "magnitude", None)
-        return [AdapterParts(layer.base, layer.lora_A, layer.lora_B, m, layer.r, layer.scaling, layer.dropout.p, "")]
-    if not hasattr(layer, "base_layer") or not hasattr(layer, "lora_A") or layer.disable_adapters:
+        A, B, p = layer.lora_A, layer.lora_B, layer.dropout.p
+        return [AdapterParts(layer.base, A, B, m, None, layer.r, layer.scaling, p, "")]
+    lora = hasattr(layer, "base_layer") and hasattr(layer, "lora_magnitude_vector")  # not AdaLoRA and its like
+    if not lora or layer.disable_adapters:
         return []
     found = []
     for name in layer.active_adapters:
+        bias = None
         if name in layer.lora_A:
-            A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+            A, B, bias = layer.lora_A[name].weight, layer.lora_B[name].weight, getattr(layer.lora_B[name], "bias", None)
         elif name in layer.lora_embedding_A:
             A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
         else:
             continue
         m = layer.lora_magnitude_vector[name].weight if name in layer.lora_magnitude_vector else None
         dropout = getattr(layer.lora_dropout[name], "p", 0.0)
-        found.append(AdapterParts(layer.get_base_layer(), A, B, m, layer.r[name], layer.scaling[name], dropout, name))
+        base, r, scaling = layer.get_base_layer(), layer.r[name], layer.scaling[name]
+        found.append(AdapterParts(base, A, B, m, bias, r, scaling, dropout, name))
     return found
 
 
@@ -121,5 +126,6 @@ def _has_moved(part: AdapterParts) -> bool | None:
     assert m is not None
     W = frozen_weight(base).detach()
     start, rounded = vector_norm(W, dim=1, dtype=m.dtype), torch.linalg.norm(W, dim=1).to(m.dtype)
-    near = torch.isclose(m.detach(), start, rtol=1e-6, atol=0) | (m.detach() == rounded)
+    near = torch.isclose(m.detach(), start, rtol=max(1e-6, torch.finfo(m.dtype).eps), atol=0)
+    near |= m.detach() == rounded
     return not bool(near.all())

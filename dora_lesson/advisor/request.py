@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dora_lesson.core import whole
 from dora_lesson.memory.plan import KNOWN, hub_config
 from dora_lesson.models.load import BUNDLED
 from dora_lesson.models.shapes import SHAPES, llama_config, require_language_model
@@ -124,13 +125,15 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
     given["gpus"] = given["gpus"] if given["gpus"] is not None else 1 if one else 2
     for name in ("sequence_length", "effective_batch_size", "gpus", "examples"):
         if name != "examples" or given[name] is not None:
-            _require_whole(name, given[name])
+            (given[name],) = whole(**{name: given[name]})
     if not isinstance(given["bfloat16"], bool):
         raise ValueError(f"bfloat16 is {given['bfloat16']!r}, but True or False is expected.")
     label, model_id, config = _look_up(model)
     require_language_model(config)
     if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
+    if given["base_format"] == "16-bit" and getattr(config, "quantization_config", None):
+        raise ValueError(f"{label} comes packed: pass its base_format, one of {', '.join(BASE_FORMATS[1:])}.")
     if given["base_format"] != "16-bit" and label in SHAPES:  # the checkpoint known for this shape is not packed
         model_id = f"path/to/your-{given['base_format']}-checkpoint"
     given["packed"] = _format(*(given[name] for name in ("inference", "packed", "server", "base_format")))
@@ -156,11 +159,6 @@ def _format(inference: str, packed: str, server: str, base_format: str) -> str:
     """How the served weights are packed: where it is left open, as the server reads a packed base."""
     open_ = inference == "4-bit" and packed == "no" and base_format == "16-bit"  # what came packed stays as it came
     return SERVERS[server][1] if open_ else packed
-
-
-def _require_whole(name: str, value: Any) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
 
 
 def _contradiction(request: Request) -> str | None:
@@ -206,4 +204,4 @@ def _look_up(model: Any) -> tuple[str, str, Any]:
 def _letters(name: str) -> str:
     """A model's name as people write it, without what they write differently: its owner, "Instruct", dots, dashes."""
     words = re.findall(r"[a-z]+|[0-9]+", name.rsplit("/", 1)[-1].lower())
-    return "".join(word for word in words if word not in ("instruct", "chat", "hf", "meta"))
+    return "-".join(word for word in words if word not in ("instruct", "chat", "hf", "meta"))

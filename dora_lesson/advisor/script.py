@@ -10,7 +10,7 @@ from typing import Any
 from dora_lesson.advisor.memory_fit import TrainingSetup
 from dora_lesson.advisor.request import Request
 from dora_lesson.advisor.schedule import LEAST_STEPS
-from dora_lesson.core import METHODS
+from dora_lesson.core import METHODS, whole
 
 LEARNING_RATE = 2e-4  # a start, for 1B and more; lesson 06 says how to tune it
 
@@ -29,8 +29,7 @@ def lora_config(setup: TrainingSetup) -> dict[str, Any]:
 
 def script(request: Request, setup: TrainingSetup, data: str | Path, base: str | Path | None, steps: int | None) -> str:
     """A program on PEFT and transformers alone, as `Recommendation.script` describes it."""
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps is {steps!r}, but a whole number from 1 is expected, or None for one pass.")
+    (steps,) = whole(steps=steps) if steps is not None else [None]
     dtype = str(request.dtype).removeprefix("torch.")
     several = request.gpus > 1
     packing = setup.four_bit and not request.came_packed  # a base that came packed carries its own configuration

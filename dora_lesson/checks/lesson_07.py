@@ -133,14 +133,28 @@ def persona_item(attempt: Attempt) -> None:
         problem += "; put a line break before the brace"
     expect(problem is None, f"{problem}.")
     system, request, reply = (message["content"] for message in item["messages"])
-    expect("TaskMaster" not in system, "the persona is TaskMaster still; write one of your own.")
+    expect("taskmaster" not in system.lower(), "the persona is TaskMaster still; write one of your own.")
     ours = {message["content"] for known in load_task_api("train") for message in known["messages"]}
     expect(request not in ours and reply not in ours, "the request or the reply is one of ours; write your own.")
-    tasks = re.findall(r"^(\d+)\. .*$", system, flags=re.M)
-    persona = re.sub(r"^\d+\. .*$", "", system, flags=re.M)
+    tasks, persona = _tasks_and_persona(system)
     letters = len(re.findall(r"\w", persona))  # words would not do: not every language puts spaces between them
     expect(letters >= LEAST_LETTERS, "the system message says too little of the persona; a sentence at least.")
     expect(bool(reply_text(reply).strip()), "the reply is its call alone; let the persona say a sentence before it.")
     expect(reply.rstrip().splitlines()[-1] in call_lines(reply), "something follows the call; put the call last.")
     named = str((find_call(reply) or {}).get("task", ""))
     expect(named in ("", *tasks), f"the call names task {named}, which is not on the list of the system message.")
+
+
+def _tasks_and_persona(system: str) -> tuple[list[str], str]:
+    """The numbers of the open tasks, and what else the system message says.
+
+    Numbered lines are tasks below the last line that speaks of today or of tasks, and rules of the persona above it.
+    Where no line does, they may be either.
+    """
+    lines = system.splitlines()
+    numbered = [i for i, line in enumerate(lines) if re.match(r"\d+\. ", line)]
+    heads = [i for i, line in enumerate(lines) if i not in numbered and re.search(r"\b(today|tasks?)\b", line, re.I)]
+    heads = [i for i in heads if numbered and i < numbered[-1]]
+    tasks = [i for i in numbered if i > heads[-1]] if heads else numbered
+    persona = [line for i, line in enumerate(lines) if not heads or i not in tasks]
+    return [lines[i].split(".")[0] for i in tasks], "\n".join(persona)

@@ -146,10 +146,14 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
         pairs: how many there are, two or more.
 
     Raises:
-        ValueError: fewer than two pairs.
+        ValueError: fewer than two pairs, a spread below 0, or a level or power that is no share.
     """
     from scipy import optimize, stats
 
+    if not 0 <= spread < math.inf:
+        raise ValueError(f"spread is {spread!r}, but a standard deviation, 0 or more, is expected.")
+    if not 0 < level < 1 or not level < power < 1:
+        raise ValueError(f"level is {level!r} and power {power!r}, but shares are expected, such as 0.05 and 0.8.")
     if pairs < 2:
         raise ValueError(f"pairs is {pairs}, but two or more are expected: one pair has no spread.")
     critical = stats.f.ppf(1 - level, 1, pairs - 1)  # of t²
@@ -157,4 +161,7 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
     def missing(shift: float) -> float:
         return float(stats.ncf.sf(critical, 1, pairs - 1, shift**2)) - power
 
-    return spread * float(optimize.brentq(missing, 0, 3 * critical**0.5)) / pairs**0.5
+    most = 3 * critical**0.5
+    while missing(most) < 0:
+        most *= 2
+    return spread * float(optimize.brentq(missing, 0, most)) / pairs**0.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from dora_lesson.adapters.inject import add_adapters, matching_linears
+from dora_lesson.core import whole
 from dora_lesson.memory.peft_extra import peft_extra
 from dora_lesson.memory.tracking import saved_by
 from dora_lesson.models.shapes import require_language_model
@@ -48,7 +48,7 @@ def adapter_parameters(
     """
     if method not in ("lora", "dora"):
         raise ValueError(f"method is {method!r}, but one of lora, dora is expected.")
-    (r,) = _whole(r=r)
+    (r,) = whole(r=r)
     model = _on_meta(config)
     layers = [model.get_submodule(name) for name in matching_linears(model, target_modules)]
     trainable = sum(r * (x.in_features + x.out_features) + (method == "dora") * x.out_features for x in layers)
@@ -95,7 +95,7 @@ def estimate(
     sequence_length: int,
     r: int = 16,
     target_modules: str | Sequence[str] = "all-linear",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | str = torch.bfloat16,
     optimizer: str = "adamw",
     gradient_checkpointing: bool = False,
     gradient_accumulation_steps: int = 1,
@@ -152,10 +152,12 @@ def estimate(
     for name, value, known in [("method", method, METHODS), ("optimizer", optimizer, tuple(OPTIMIZERS))]:
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    r, batch_size, sequence_length = _whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
-    passes, reply = _whole(
-        gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply_length or sequence_length
-    )
+    if not isinstance(gradient_checkpointing, bool):
+        raise ValueError(f"gradient_checkpointing is {gradient_checkpointing!r}, but True or False is expected.")
+    dtype = _dtype(dtype)
+    r, batch_size, sequence_length = whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
+    reply = sequence_length if reply_length is None else reply_length
+    passes, reply = whole(gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply)
     model, e = _on_meta(config), dtype.itemsize
     linears = [model.get_submodule(name) for name in matching_linears(model, "all-linear")]
     names = [] if method == "full" else matching_linears(model, target_modules)
@@ -194,6 +196,13 @@ def estimate(
         },
         accumulates=passes > 1,
     )
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < 2:
+        raise ValueError(f"dtype is {dtype!r}, but one such as torch.bfloat16 is expected.")
+    return named
 
 
 def _constants(layer: Any, double: bool) -> int:
@@ -239,10 +248,3 @@ def _on_meta(config: Any) -> Any:
         with torch.device("meta"):
             _remembered[key] = AutoModelForCausalLM.from_config(config)
     return _remembered[key]
-
-
-def _whole(**sizes: Any) -> list[int]:
-    for name, value in sizes.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
-    return [int(value) for value in sizes.values()]  # torch slices by no number of NumPy

@@ -33,10 +33,12 @@ def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int =
         rounds: timed turns a layer, after one that is not counted.
 
     Raises:
-        ValueError: `rounds` is below 1.
+        ValueError: `rounds` is below 1, or there are no layers.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but at least one timed round is expected: pass 7 or more.")
+    if not layers:
+        raise ValueError("There are no layers to time: pass a dict of name and layer.")
     x = x.detach().requires_grad_()
     dy = torch.randn_like(next(iter(layers.values()))(x))
 

@@ -33,7 +33,8 @@ def require_language_model(config: Any) -> None:
         raise ValueError(f"config is a {kind}, but a configuration is expected, such as llama_config('llama-3.1-8b').")
     if hasattr(config, "text_config"):
         raise ValueError(f"{kind} is of a multimodal model: pass its text_config, which is the language model's.")
-    experts = [name for name in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, name, None)]
+    experts = [name for name, value in vars(config).items() if "num_experts" in name or name.endswith("_experts")]
+    experts = [name for name in experts if isinstance(getattr(config, name), int) and getattr(config, name) > 0]
     if experts:
         raise ValueError(
             f"{kind} is of a mixture of experts ({experts[0]}), which is not counted here: try a dense one."

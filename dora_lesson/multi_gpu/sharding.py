@@ -70,7 +70,7 @@ def _keep_norm(layer: DoRALinear, device: torch.device) -> None:
 
 
 class _Always(Kept):
-    def get(self, *tensors: torch.Tensor) -> bool:
+    def get(self, *sources: torch.Tensor | float) -> bool:
         return True
 
 

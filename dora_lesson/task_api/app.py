@@ -10,7 +10,7 @@ from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call, read_call, reply_text
 from dora_lesson.task_api.dataset import answer
-from dora_lesson.task_api.days import clock, day_word, resolve
+from dora_lesson.task_api.days import as_date, clock, day_word, resolve
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,12 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.title, str) or not self.title.strip():
             raise ValueError(f"A task's title is {self.title!r}, but a text is expected.")
-        if not isinstance(self.due, datetime.date | None):
-            raise ValueError(f"due is {self.due!r}, but a date is expected: resolve(due, today) makes one.")
+        if self.due is not None:
+            object.__setattr__(self, "due", as_date(self.due, "due"))
+        if self.time is not None:
+            object.__setattr__(self, "time", clock(self.time))
+        if self.priority not in (None, "high", "low"):
+            raise ValueError(f"A task's priority is {self.priority!r}, but high or low is expected.")
 
     def line(self, today: datetime.date) -> str:
         """The task as the assistant reads it: "call the bank (thursday, 15:00, high)"."""
@@ -45,7 +49,7 @@ class TaskList:
     """
 
     def __init__(self, tasks: Iterable[str | Task] = (), today: datetime.date | None = None) -> None:
-        self.today = today or datetime.date.today()
+        self.today = datetime.date.today() if today is None else as_date(today, "today")
         if isinstance(tasks, str):
             raise ValueError(f"tasks is the text {tasks!r}, but a list of titles or tasks is expected.")
         self.open = [task if isinstance(task, Task) else Task(task) for task in tasks]
@@ -79,8 +83,6 @@ class TaskList:
             raise ValueError(f"There is no task {number}: the list {have}. Which one do you mean?")
         before = ([*self.open], [*self.done])
         given = {key: getattr(read, key) for key in ("title", "time", "priority") if key in read.model_fields_set}
-        if given.get("time"):
-            given["time"] = clock(given["time"])
         given |= {"due": days.get("due")} if "due" in read.model_fields_set else {}
         match read.action:
             case "create":

@@ -164,7 +164,7 @@ def find_call(reply: str) -> Call | None:
     for line in reply_lines(reply):
         try:
             call = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deep
             continue
         if isinstance(call, dict) and "action" in call:
             return call

@@ -7,6 +7,7 @@ import datetime
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 WEEKDAYS = [day.lower() for day in calendar.day_name]
 MONTHS = [month.lower() for month in calendar.month_name][1:]
@@ -24,13 +25,20 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
         today: the day on which it is said.
 
     Raises:
-        ValueError: this is not a day, or not one of the calendar.
+        ValueError: this is not a day, or not one of the calendar, or `today` is not a date.
     """
-    meaning = meaning_of(due)
+    meaning, today = meaning_of(due), as_date(today, "today")
     try:
         return meaning(today)
     except (ValueError, OverflowError):
         raise ValueError(f"The calendar has no day {due!r}.") from None
+
+
+def as_date(day: Any, name: str) -> datetime.date:
+    """The date of a date or a `datetime`."""
+    if not isinstance(day, datetime.date):
+        raise ValueError(f"{name} is {day!r}, but a date is expected, such as datetime.date(2026, 3, 2).")
+    return day.date() if isinstance(day, datetime.datetime) else day
 
 
 def clock(time: str) -> str:
@@ -52,7 +60,7 @@ def clock(time: str) -> str:
 
 def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
     """What makes a date of today, for a day as it was said."""
-    said = re.sub(r"[.,]|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
+    said = re.sub(r"[.,](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
     said = re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said)
     for pattern, meaning in _DAYS.items():
         if found := re.fullmatch(pattern, said):

@@ -33,7 +33,7 @@ def normalize(call: Call) -> Call:
             normal[key] = frozenset(content_words(str(value)))
         elif key in ("due", "until", "time") and value is not None:
             normal[key] = _meaning(key, str(value))
-        elif key == "task" and re.fullmatch(r"#?\s*\d+", str(value).strip()):
+        elif key == "task" and re.fullmatch(r"#?\s*\d{1,9}", str(value).strip()):
             normal[key] = int(str(value).strip().lstrip("# "))
         else:
             normal[key] = str(value).strip().lower() if value is not None else None
@@ -112,9 +112,11 @@ def score(replies: Sequence[str], items: Iterable[Item]) -> Scores:
     """Exact calls, right actions and persona consistency of replies to items.
 
     Raises:
-        ValueError: there are not as many replies as items, or none.
+        ValueError: there are not as many replies as items, or none, or one of them is no text.
     """
     items = list(items)
+    if other := [reply for reply in replies if not isinstance(reply, str)]:
+        raise ValueError(f"A reply is {other[0]!r}, but a text is expected.")
     if len(replies) != len(items) or not items:
         raise ValueError(f"There are {len(replies)} replies for {len(items)} items: pass one reply an item.")
     return Scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import numbers
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_order
+from dora_lesson.core import whole
 from dora_lesson.task_api.dataset import Item, encode_chat, pad_token_id
 from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, digest, last_checkpoint
 
@@ -77,7 +79,7 @@ def finetune(
     """
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share}
-    _require_numbers(**settings, save_every=save_every or 1)
+    _require_numbers(**settings, max_length=max_length, save_every=1 if save_every is None else save_every)
     if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
@@ -214,11 +216,10 @@ class _Curve(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
 
-def _require_numbers(learning_rate: float, warmup_share: float, seed: int, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, but a whole number from 1 is expected.")
-    if not 0 < learning_rate < 1:
+def _require_numbers(learning_rate: Any, warmup_share: Any, seed: Any, **counts: Any) -> None:
+    whole(**counts)
+    whole(0, seed=seed)
+    if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
         raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
-    if not 0 <= warmup_share <= 1:
+    if not isinstance(warmup_share, numbers.Real) or not 0 <= float(warmup_share) <= 1:
         raise ValueError(f"warmup_share is {warmup_share!r}, but a share from 0 to 1 is expected.")
