@@ -47,7 +47,7 @@ def test_words_say_what_an_interval_that_holds_zero_excludes() -> None:
     found = compare(runs(A), runs([a + e for a, e in zip(A, [0.1, -0.1, 0.05, -0.02, 0.01], strict=True)], "dora"))
     assert not found.measurable
     low, high = (100 * math.expm1(end) for end in (found.low, found.high))
-    said = f"no difference shown. Excluded is that DoRA is lower by more than {-low:.3g} % of perplexity, or higher by "
+    said = f"no difference shown. Excluded: DoRA is lower by more than {-low:.3g} % of perplexity, or higher by "
     assert f"{said}more than {high:.3g}." in str(found)
 
 

@@ -71,7 +71,7 @@ class Comparison(Difference):
             least, most = sorted((abs(low), abs(high)))
             return f"{b} is {'higher' if self.mean > 0 else 'lower'}, by {least:.3g} to {most:.3g}{unit}."
         return (
-            f"no difference shown. Excluded is that {b} is lower by more than {abs(low):.3g}{unit}, or higher by more "
+            f"no difference shown. Excluded: {b} is lower by more than {abs(low):.3g}{unit}, or higher by more "
             f"than {abs(high):.3g}."
         )
 
