@@ -1,0 +1,53 @@
+"""Merge the recorded QDoRA adapter in each way, and score the answers: `python -m tools.record_merges`.
+
+The scores go to `data/records/merges.json`. Some eight minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from typing import Any
+
+from peft import PeftModel
+
+from dora_lesson.adapters.inject import merge_adapters
+from dora_lesson.adapters.peft_format import load_adapters
+from dora_lesson.core import DATA
+from dora_lesson.evidence.records import provenance
+from dora_lesson.models.load import load_base
+from dora_lesson.task_api.dataset import answer, load_task_api
+from dora_lesson.task_api.scoring import score
+
+ITEMS = 100  # the first so many of the plain level's test split
+ADAPTER = DATA / "adapters" / "qdora"
+
+
+def main() -> None:
+    items, rows = list(load_task_api("test"))[:ITEMS], []
+
+    def judge(name: str, model: Any) -> None:
+        found = score(answer(model, tokenizer, items, label=name), items)
+        rows.append({"name": name, "exact": found.task_accuracy, "persona": found.persona_consistency})
+
+    packed, tokenizer = load_base(four_bit=True, dtype="float32", device="cpu")
+    judge("base in 4 bits", packed)
+    judge("adapter beside 4 bits", load_adapters(packed, ADAPTER))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says so once for each layer
+        packed = PeftModel.from_pretrained(load_base(four_bit=True, dtype="float32", device="cpu")[0], ADAPTER)
+        judge("merged into 4 bits", packed.merge_and_unload())
+    whole = merge_adapters(load_adapters(load_base(dtype="float32", device="cpu")[0], ADAPTER))
+    judge("merged at full size", whole)
+    with tempfile.TemporaryDirectory(prefix="dora_lesson-") as folder:
+        for part in (whole, tokenizer):
+            part.save_pretrained(folder)
+        judge("full size, packed once", load_base(folder, four_bit=True, dtype="float32", device="cpu")[0])
+    record = provenance("python -m tools.record_merges", [0]) | {"adapter": "qdora", "level": "plain", "items": ITEMS}
+    text = json.dumps(record | {"rows": rows}, indent=1)
+    (DATA / "records" / "merges.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
