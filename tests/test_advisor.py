@@ -535,6 +535,8 @@ def test_a_base_checkpoint_is_told_from_an_instruct_one() -> None:
     ({"server": "vllm", "packed": "awq"}, "vllm serve packed"),
     ({"server": "vllm", "packed": "nf4"}, "vllm serve merged --quantization bitsandbytes"),
     ({"server": "vllm", "inference": "unmerged"}, "vllm serve BASE --enable-lora --max-lora-rank 16"),
+    ({"server": "vllm", "inference": "4-bit"}, "vllm serve BASE --enable-lora"),
+    ({"server": "vllm", "inference": "4-bit", "packed": "awq"}, "vllm serve path/to/BASE-awq --enable-lora"),
     ({"server": "tgi"}, "text-generation-launcher --model-id ./merged"),
     ({"server": "llama.cpp"}, "convert_hf_to_gguf.py merged --outfile merged.gguf"),
     ({"server": "llama.cpp", "packed": "gguf"}, "llama-server -m packed.gguf"),

@@ -99,7 +99,9 @@ def _serving(request: Request, setup: TrainingSetup) -> str:
     folder = {"gguf": "packed.gguf", "awq": "packed"}.get(request.packed, "merged.gguf" if ggml else "merged")
     packing = " --quantization bitsandbytes" if request.packed == "nf4" else ""
     if serve := _SERVE.get(("beside" if beside else "merged", request.server)):
-        lines.append(serve.format(folder=folder, packing=packing, r=setup.r))
+        packed_as_awq = request.packed == "awq" and not request.came_packed
+        base = "path/to/BASE-awq" if packed_as_awq else "BASE"
+        lines.append(serve.format(folder=folder, packing=packing, r=setup.r, base=base))
     return "".join(f"# {line}\n" for line in lines)
 
 
@@ -208,11 +210,14 @@ _SERVE = {
         "merged",
         "ollama",
     ): "Serve: ollama create mine -f Modelfile   # it says FROM ./{folder}; see ollama show mine --template",
-    ("beside", "vllm"): "Serve: vllm serve BASE --enable-lora --max-lora-rank {r} --lora-modules mine=adapter{packing}",
+    (
+        "beside",
+        "vllm",
+    ): "Serve: vllm serve {base} --enable-lora --max-lora-rank {r} --lora-modules mine=adapter{packing}",
     (
         "beside",
         "tgi",
-    ): "Serve: text-generation-launcher --model-id BASE --lora-adapters mine=./adapter   # in maintenance",
+    ): "Serve: text-generation-launcher --model-id {base} --lora-adapters mine=./adapter   # in maintenance",
     ("beside", "llama.cpp"): "Serve: llama-server -m path/to/base.gguf --lora adapter.gguf",
     (
         "beside",
