@@ -200,24 +200,6 @@ def test_an_arm_that_is_not_complete_or_not_one_says_what_is_missing() -> None:
     assert arm([*records, *wide], "lora", 8, 64) == wide
 
 
-def test_first_edition_runs_are_compared_at_the_rate_that_their_one_tuning_seed_chose() -> None:
-    tuning = [
-        *runs([2.2], learning_rate=1e-3, split="validation", lora_alpha=16),
-        *runs([2.1], learning_rate=2e-3, split="validation", lora_alpha=16),
-    ]
-    at_one = runs(A[::-1], learning_rate=1e-3, split="test", lora_alpha=16)
-    at_two = runs(A, learning_rate=2e-3, split="test", lora_alpha=16)
-    assert arm([*at_one, *at_two[::-1], *tuning], "lora", 8) == at_two
-    assert arm([*at_one, *at_two, *tuning], "lora", 8, learning_rate=1e-3) == at_one
-    diverged = runs([math.nan], learning_rate=1e-2, split="validation", lora_alpha=16)
-    records = [*at_one, *at_two, *tuning]
-    assert arm([*diverged, *records], "lora", 8) == arm([*records, *diverged], "lora", 8) == at_two
-    with pytest.raises(ValueError, match=r"have learning_rate 0\.001, 0\.002: say which"):
-        arm([*at_one, *at_two], "lora", 8)
-    with pytest.raises(ValueError, match="no runs to compare"):
-        arm(tuning, "lora", 8)
-
-
 def test_an_arm_of_two_settings_is_refused_and_no_run_of_it_dropped() -> None:
     records = [*at_rates("lora", {1e-3: [2.0, 2.0]}), *at_rates("lora", {1e-3: [2.0, 2.0]}, lora_dropout=0.1)]
     with pytest.raises(ValueError, match=r"have lora_dropout .*0\.1.*: say which"):

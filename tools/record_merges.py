@@ -25,7 +25,8 @@ ADAPTER = DATA / "adapters" / "qdora"
 
 
 def main() -> None:
-    items, rows = list(load_task_api("test"))[:ITEMS], []
+    items = list(load_task_api("test"))[:ITEMS]
+    rows: list[dict[str, Any]] = []
 
     def judge(name: str, model: Any) -> None:
         found = score(answer(model, tokenizer, items, label=name), items)
@@ -36,9 +37,9 @@ def main() -> None:
     judge("adapter beside 4 bits", load_adapters(packed, ADAPTER))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says so once for each layer
-        packed = PeftModel.from_pretrained(load_base(four_bit=True, dtype="float32", device="cpu")[0], ADAPTER)
-        judge("merged into 4 bits", packed.merge_and_unload())
-    whole = merge_adapters(load_adapters(load_base(dtype="float32", device="cpu")[0], ADAPTER))
+        adapted: Any = PeftModel.from_pretrained(load_base(four_bit=True, dtype="float32", device="cpu")[0], ADAPTER)
+        judge("merged into 4 bits", adapted.merge_and_unload())
+    whole: Any = merge_adapters(load_adapters(load_base(dtype="float32", device="cpu")[0], ADAPTER))
     judge("merged at full size", whole)
     with tempfile.TemporaryDirectory(prefix="dora_lesson-") as folder:
         for part in (whole, tokenizer):

@@ -7,14 +7,13 @@ The advisor, lesson 07 and the skill it writes read these findings, and nothing 
 from __future__ import annotations
 
 import functools
-import statistics
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from dora_lesson.core import DATA, METHODS
+from dora_lesson.core import DATA
 from dora_lesson.evidence.compare import Comparison, arm, compare
 from dora_lesson.evidence.design import read_design
 from dora_lesson.evidence.published import load_published
@@ -100,9 +99,8 @@ def rule(name: str, **numbers: Any) -> Finding:
 
 @functools.cache
 def _measured() -> tuple[Finding, ...]:
-    runs = load_runs("sweep")
-    packed = _over_four_bits(runs, "QDoRA", "qlora", "qdora")
-    cost = _over_four_bits(runs, "cost of 4 bits", "lora", "qlora")
+    packed = _over_four_bits("QDoRA", "qlora_matched", "qdora")
+    cost = _over_four_bits("cost of 4 bits", "lora", "qlora")
     return _control(), *_seeds(), packed, cost, _packed_again()
 
 
@@ -113,27 +111,21 @@ def _say(template: str, name: str, side: Side, source: str, shown: str, **number
 
 
 def _seeds() -> list[Finding]:
-    """Two methods, seed by seed, on the scores of lesson 02's runs and of the first edition's over 4 bits."""
+    """LoRA and DoRA, seed by seed, on the scores of lesson 02's runs."""
     scores = {"persona_consistency": "persona (0 to 10)", "task_accuracy": "task accuracy (0 to 1)"}
-    four_bit = load_record("four_bit")["runs"]
-    experiments = [
-        ("methods.jsonl", [run["config"] | {"scores": run["scores"]} for run in load_runs("methods")], "lora", "dora"),
-        ("four_bit.json", [run for run in four_bit if run["method"] != "qbase"], "qlora", "qdora"),
-    ]
+    runs = sorted(
+        (run["config"] | {"scores": run["scores"]} for run in load_runs("methods")), key=lambda run: run["seed"]
+    )
     found = []
-    for record, runs, first, second in experiments:
-        runs = sorted(runs, key=lambda run: run["seed"])  # values pair by seed
-        names, steps = f"{METHODS[second].label} minus {METHODS[first].label}", runs[0]["steps"]
-        for score, label in scores.items():
-            a, b = ([run["scores"][score] for run in runs if run["method"] == method] for method in (first, second))
-            gap = paired_difference(a, b)
-            side: Side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
-            shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
-            sentence = {"names": names, "score": label, "steps": steps, "gap": gap}
-            sentence["verdict"] = shown if gap.measurable else not_shown
-            said = f"{int(gap.measurable)} of 1"
-            name = f"{record.partition('.')[0]}, {score}"
-            found.append(_say("seeds", name, side, record, said, **sentence))
+    for score, label in scores.items():
+        a, b = ([run["scores"][score] for run in runs if run["method"] == method] for method in ("lora", "dora"))
+        gap = paired_difference(a, b)
+        side: Side = "either" if not gap.measurable else "dora" if gap.mean > 0 else "lora"
+        shown, not_shown = "zero is outside the interval", "zero is in the interval: no difference shown"
+        sentence = {"names": "DoRA minus LoRA", "score": label, "steps": runs[0]["steps"], "gap": gap}
+        sentence["verdict"] = shown if gap.measurable else not_shown
+        name, said = f"methods, {score}", f"{int(gap.measurable)} of 1"
+        found.append(_say("seeds", name, side, "methods.jsonl", said, **sentence))
     return found
 
 
@@ -154,15 +146,15 @@ def _lower(found: Comparison) -> Side:
     return "either" if not found.measurable else "dora" if found.mean < 0 else "lora"
 
 
-def _over_four_bits(runs: list[dict[str, Any]], name: str, first: str, second: str) -> Finding:
-    """Two methods at r = 8 in the first edition's runs."""
-    r = 8
+def _over_four_bits(name: str, first: str, second: str) -> Finding:
+    """Two methods at r = 8, from the runs over 4 bits."""
+    runs, r = load_runs("four_bit"), 8
     found = compare(arm(runs, first, r), arm(runs, second, r))
     side: Side = _lower(found) if second == "qdora" else "either"  # what 4 bits cost speaks for neither
-    a, b = found.names
+    a, b = (name.replace(" matched", " with as many trained numbers") for name in found.names)
     sentence = {"names": f"{b} minus {a}", "pairs": found.pairs, "steps": runs[0]["config"]["steps"], "r": r}
     sentence |= {"gap": _interval(found), "verdict": found.verdict.rstrip(".")}
-    return _say(name, name, side, "sweep", f"{int(found.measurable)} of 1", **sentence)
+    return _say(name, name, side, "four_bit.jsonl", f"{int(found.measurable)} of 1", **sentence)
 
 
 def _interval(comparison: Comparison) -> str:
@@ -170,14 +162,10 @@ def _interval(comparison: Comparison) -> str:
 
 
 def _packed_again() -> Finding:
-    runs = load_record("four_bit")["runs"]
-    merged, repacked = (
-        statistics.fmean(run[key]["persona_consistency"] for run in runs if "requantised" in run)
-        for key in ("scores", "requantised")
-    )
-    base = next(run for run in runs if run["method"] == "qbase")["scores"]["persona_consistency"]
-    numbers = {"kept": merged, "again": repacked, "untrained": base}
-    return _say("packed again", "packed again", "either", "four_bit.json", "no interval", **numbers)
+    exact = {row["name"]: 100 * row["exact"] for row in load_record("merges")["rows"]}
+    names = {"beside": "adapter beside 4 bits", "again": "merged into 4 bits", "whole": "merged at full size"}
+    numbers = {field: exact[name] for field, name in names.items()} | {"once": exact["full size, packed once"]}
+    return _say("packed again", "packed again", "either", "merges.json", "no interval", **numbers)
 
 
 @functools.cache

@@ -134,7 +134,7 @@ def _why_not_dora(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
             yield finding(request.server)
     if request.priority != "quality":
         yield finding("training time")
-        yield finding("four_bit, persona_consistency" if setup.four_bit else "methods, persona_consistency")
+        yield finding("QDoRA" if setup.four_bit else "methods, persona_consistency")
         return
     if request.trainer == "deepspeed" and setup.four_bit:
         yield finding("deepspeed")

@@ -12,7 +12,7 @@ from dora_lesson.core import METHODS
 from dora_lesson.evidence.stats import Difference, crossed_difference, detectable, paired_difference, perplexity_percent
 
 Run = dict[str, Any]  # a record of one run
-_MAY_DIFFER = {"seed", "learning_rate", "split"}  # within an arm
+_MAY_DIFFER = {"seed", "learning_rate"}  # within an arm
 # The scores that are kept item by item: for each item of a run, its value.
 _BY_ITEM: dict[str, Callable[[Run], Sequence[float]]] = {
     "loss": lambda run: run.get("item_losses", {}).get("test", []),
@@ -183,7 +183,7 @@ def arm(
     for key in dict.fromkeys(keys):
         if len(values := {str(run["config"].get(key)) for run in runs}) > 1:
             raise ValueError(f"The runs with {wanted} have {key} {', '.join(sorted(values))}: say which.")
-    if not (runs := _at_the_tuned_rate(runs, learning_rate)):
+    if not runs:
         raise ValueError(f"There are no runs to compare with {wanted}.")
     by_rate: dict[float, dict[int, Run]] = {}
     for run in runs:
@@ -202,16 +202,6 @@ def arm(
     if len(seeds) == 1:
         raise ValueError(f"One seed has runs at the rates {rates}: pass learning_rate, or run more seeds.")
     return [_at_the_others_best(by_rate, seed) for seed in seeds]
-
-
-def _at_the_tuned_rate(runs: list[Run], learning_rate: float | None) -> list[Run]:
-    """Of the first edition's runs, whose rates were tuned on runs of one seed, those at the best rate; else all."""
-    tuning = [run for run in runs if run["config"].get("split") == "validation"]
-    runs = [run for run in runs if run["config"].get("split") != "validation"]
-    if not tuning or learning_rate is not None:
-        return runs
-    best = min(tuning, key=lambda run: _to_rank(run["scores"]["loss"]))["config"]["learning_rate"]
-    return [run for run in runs if run["config"]["learning_rate"] == best]
 
 
 def _at_the_others_best(by_rate: dict[float, dict[int, Run]], seed: int) -> Run:

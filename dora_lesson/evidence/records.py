@@ -19,7 +19,6 @@ from dora_lesson.evidence.paired_run import PairedRunConfig
 
 PROVENANCE = ("command", "date", "hardware", "versions", "seeds")
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
-_RENAMED = {"A_spread": "lora_A_std"}  # keys of configurations in older records
 
 
 def load_record(name: str) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def load_runs(name: str) -> list[dict[str, Any]]:
         ValueError: there is no such experiment, or one of its records is broken.
     """
     path = DATA / "records" / name
-    if not (runs := list(read_runs(path if path.is_dir() else path.with_suffix(".jsonl")).values())):
+    if not (runs := list(read_runs(path.with_suffix(".jsonl")).values())):
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
         raise ValueError(f"There are no runs {name!r}; the recorded experiments are: {names}.")
     return runs
@@ -51,19 +50,10 @@ def load_runs(name: str) -> list[dict[str, Any]]:
 def read_runs(path: str | Path) -> dict[str, dict[str, Any]]:
     """The records of runs in a file, one a line, by the runs' names; none where there is no file yet.
 
-    A folder with one file a run, as the first edition wrote them, is read too.
-
     Raises:
         ValueError: a line is not the record of a run, does not say how it was made, or stands there twice.
     """
     path = Path(path)
-    if path.is_dir():
-        old = {file.stem: _require_run(f"{file.stem}.json", read_record(file)) for file in sorted(path.glob("*.json"))}
-        for record in old.values():
-            config = {_RENAMED.get(key, key): value for key, value in record["config"].items()}
-            record["config"] = {"level": "first edition"} | config  # the set had one level then
-            record["item_losses"] = {config["split"]: record["item_losses"]}
-        return old
     runs: dict[str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
