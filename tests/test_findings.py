@@ -81,6 +81,9 @@ def test_findings_over_4_bits_say_what_their_runs_show() -> None:
     assert "+0.0017 (-0.0096 to +0.0130)" in packed.text
     assert packed.side == "either" and "no difference shown" in packed.text
     assert "+0.0431 (+0.0177 to +0.0685)" in cost.text and cost.side == "either"
+    set_up = findings.finding("QDoRA in QLoRA's set-up")
+    assert "in QLoRA's published set-up, r = 64" in set_up.text and "-0.0116 (-0.0153 to -0.0079)" in set_up.text
+    assert set_up.side == "dora" and set_up.shown == "1 of 1"
 
 
 def test_published_findings_follow_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,9 +99,15 @@ def rule(name: str, **numbers: Any) -> Finding:
 
 @functools.cache
 def _measured() -> tuple[Finding, ...]:
-    packed = _over_four_bits("QDoRA", "qlora_matched", "qdora")
-    cost = _over_four_bits("cost of 4 bits", "lora", "qlora")
-    return _control(), *_seeds(), packed, cost, _packed_again()
+    runs = load_runs("four_bit")
+    narrow: dict[str, Any] = {"lora_alpha": 16, "lora_dropout": 0.1, "lora_A_std": 0.0}
+    packed = _over_four_bits("QDoRA", "QDoRA", "four_bit", arm(runs, "qlora_matched", 8), arm(runs, "qdora", 8))
+    cost = _over_four_bits("cost of 4 bits", "cost of 4 bits", "four_bit", arm(runs, "lora", 8), arm(runs, "qlora", 8))
+    published = load_runs("mismatch")
+    first, second = (arm(published, method, 64, **narrow) for method in ("qlora", "qdora"))
+    where = " in QLoRA's published set-up"
+    set_up = _over_four_bits("QDoRA", "QDoRA in QLoRA's set-up", "mismatch", first, second, where)
+    return _control(), *_seeds(), packed, set_up, cost, _packed_again()
 
 
 def _say(template: str, name: str, side: Side, source: str, shown: str, **numbers: Any) -> Finding:
@@ -146,15 +152,16 @@ def _lower(found: Comparison) -> Side:
     return "either" if not found.measurable else "dora" if found.mean < 0 else "lora"
 
 
-def _over_four_bits(name: str, first: str, second: str) -> Finding:
-    """Two methods at r = 8, from the runs over 4 bits."""
-    runs, r = load_runs("four_bit"), 8
-    found = compare(arm(runs, first, r), arm(runs, second, r))
-    side: Side = _lower(found) if second == "qdora" else "either"  # what 4 bits cost speaks for neither
+def _over_four_bits(
+    template: str, name: str, record: str, first: list[Any], second: list[Any], where: str = ""
+) -> Finding:
+    """Two arms, one of them at least over 4 bits."""
+    found, config = compare(first, second), second[0]["config"]
+    side: Side = _lower(found) if config["method"] == "qdora" else "either"  # what 4 bits cost speaks for neither
     a, b = (name.replace(" matched", " with as many trained numbers") for name in found.names)
-    sentence = {"names": f"{b} minus {a}", "pairs": found.pairs, "steps": runs[0]["config"]["steps"], "r": r}
-    sentence |= {"gap": _interval(found), "verdict": found.verdict.rstrip(".")}
-    return _say(name, name, side, "four_bit.jsonl", f"{int(found.measurable)} of 1", **sentence)
+    sentence = {"names": f"{b} minus {a}", "pairs": found.pairs, "steps": config["steps"], "r": config["r"]}
+    sentence |= {"gap": _interval(found), "verdict": found.verdict.rstrip("."), "where": where}
+    return _say(template, name, side, f"{record}.jsonl", f"{int(found.measurable)} of 1", **sentence)
 
 
 def _interval(comparison: Comparison) -> str:
