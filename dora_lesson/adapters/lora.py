@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         require_base(base)
         _require_numbers(r, lora_alpha, lora_dropout)
-        if not isinstance(use_rslora, bool):
+        if use_rslora not in (True, False):
             raise TypeError(f"use_rslora is {use_rslora!r}, but True or False is expected.")
         self.base = base.requires_grad_(False)
         self.r, self.lora_alpha, self.use_rslora = int(r), lora_alpha, use_rslora

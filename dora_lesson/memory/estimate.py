@@ -152,7 +152,7 @@ def estimate(
     for name, value, known in [("method", method, METHODS), ("optimizer", optimizer, tuple(OPTIMIZERS))]:
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    if not isinstance(gradient_checkpointing, bool):
+    if gradient_checkpointing not in (True, False):  # NumPy's are among them
         raise ValueError(f"gradient_checkpointing is {gradient_checkpointing!r}, but True or False is expected.")
     dtype = _dtype(dtype)
     r, batch_size, sequence_length = whole(r=r, batch_size=batch_size, sequence_length=sequence_length)

@@ -72,7 +72,7 @@ def load_base(
 
 def chosen_base(model_id: str | None) -> str:
     """The model that a name stands for: itself, else that of `DORA_LESSON_BASE`, else "bundled"."""
-    name = model_id or os.environ.get("DORA_LESSON_BASE") or BUNDLED
+    name = str(model_id or os.environ.get("DORA_LESSON_BASE") or BUNDLED)
     return BUNDLED if name.lower() == BUNDLED else name
 
 
