@@ -121,7 +121,7 @@ def _why_this_base(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
 def _why_dora(setup: TrainingSetup) -> Iterator[Finding]:
     plain = "qlora" if setup.four_bit else "lora"
     yield rule("candidate", method=METHODS[setup.method].label, plain=METHODS[plain].label)
-    yield from [finding("QDoRA"), finding("QDoRA in QLoRA's set-up")] if setup.four_bit else [finding("control")]
+    yield finding("QDoRA" if setup.four_bit else "control")
     yield finding("low rank")
     yield finding("tuned rates")
     yield finding("run both")
