@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import bitsandbytes as bnb
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
@@ -17,6 +18,7 @@ from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 import dora_lesson
 from dora_lesson import adapter_report, answer, estimate, finetune, load_task_api, recommend, score
 from dora_lesson.adapters.inject import add_adapters
+from dora_lesson.adapters.peft_format import save_adapters
 from dora_lesson.environment import start_lesson
 from dora_lesson.task_api.dataset import encode_chat, validate_item
 from tests.test_adapters import SOME, disturb, small_llama
@@ -345,3 +347,12 @@ def test_replies_that_are_no_text_or_hold_endless_numbers_are_judged(items):
     assert score(['Done.\n{"action": "complete", "task": "' + "9" * 5000 + '"}'], items[:1]).right == [False]
     with pytest.raises(ValueError, match="A reply is None"):
         score([None], items[:1])
+
+
+def test_numbers_of_numpy_train_and_are_written_down(tokenizer, items, tmp_path):
+    numbers = {"steps": np.int64(1), "batch_size": np.int32(1), "seed": np.int64(3), "learning_rate": np.float32(1e-3)}
+    model = ours(r=np.int64(4), lora_alpha=np.float32(8), lora_dropout=np.float32(0), use_rslora=np.True_)
+    finetune(model, tokenizer, items, output_dir=tmp_path / "run", **numbers)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 3
+    saved = json.loads((save_adapters(model, tmp_path / "adapter") / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["use_rslora"]) == (4, 8, True)

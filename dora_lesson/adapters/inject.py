@@ -26,11 +26,12 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         ValueError: nothing matches, or an entry matches nothing or stands twice; near matches are listed.
         TypeError: a match is not a linear layer.
     """
-    modules = {name: module for name, module in unwrapped(model).named_modules() if name}
+    model = unwrapped(model)
+    modules = {name: module for name, module in model.named_modules() if name}
     inner = {id(layer.base) for layer in modules.values() if isinstance(layer, LoRALinear)}
     linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | LoRALinear) and id(m) not in inner]
     if target_modules == "all-linear":
-        output = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
+        output = getattr(model, "get_output_embeddings", lambda: None)()
         if not (found := [name for name in linears if modules[name] is not output]):
             raise ValueError(f"{type(model).__name__} has no linear layers that could be adapted.")
         return found

@@ -117,6 +117,7 @@ def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
     """A frozen layer that holds W, with the base's bias and dtype: a full-size one, or 4-bit as the base is."""
     d_out, d_in = W.shape
     state = quant_state(base) if is_four_bit(base) else None
+    dtype = state.dtype if state else base.weight.dtype
     layer: nn.Linear
     if four_bit and state:
         import bitsandbytes as bnb
@@ -124,13 +125,13 @@ def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
         settings = {"quant_type": state.quant_type, "compress_statistics": state.nested}
         settings["quant_storage"] = base.weight.dtype
         layer = bnb.nn.Linear4bit(d_in, d_out, base.bias is not None, base.compute_dtype, device="meta", **settings)
-        layer.weight = bnb.nn.Params4bit(W.to(state.dtype), False, blocksize=state.blocksize, **settings).to(W.device)
+        layer.weight = bnb.nn.Params4bit(W.to(dtype), False, blocksize=state.blocksize, **settings).to(W.device)
     else:
         layer = nn.Linear(d_in, d_out, base.bias is not None, device="meta")
-        layer.weight = nn.Parameter(W.to(state.dtype if state else base.weight.dtype))
+        layer.weight = nn.Parameter(W.to(dtype))
     if base.bias is not None:
         # An answer of bitsandbytes may have left the bias in the dtype of its input.
-        layer.bias = nn.Parameter(base.bias.detach().to(state.dtype if state else base.weight.dtype, copy=True))
+        layer.bias = nn.Parameter(base.bias.detach().to(dtype, copy=True))
     return layer.requires_grad_(False)
 
 

@@ -48,9 +48,11 @@ class LoRALinear(nn.Module):
         if use_rslora not in (True, False):
             raise TypeError(f"use_rslora is {use_rslora!r}, but True or False is expected.")
         self.base = base.requires_grad_(False)
-        self.r, self.lora_alpha, self.use_rslora = int(r), lora_alpha, use_rslora
-        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
-        self.dropout = nn.Dropout(lora_dropout)
+        # Python's own numbers, not NumPy's, which no configuration file takes.
+        self.r, self.use_rslora = int(r), bool(use_rslora)
+        self.lora_alpha = lora_alpha if isinstance(lora_alpha, int) else float(lora_alpha)
+        self.scaling = self.lora_alpha / (math.sqrt(self.r) if use_rslora else self.r)
+        self.dropout = nn.Dropout(float(lora_dropout))
         W = base.weight
         like_adapter: dict[str, Any] = {"device": W.device, "dtype": torch.promote_types(W.dtype, torch.float32)}
         with torch.inference_mode(False):

@@ -98,19 +98,20 @@ def _logits(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
 
 
 def _why_this_base(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
-    otherwise = request.inference == "4-bit" and request.packed != "nf4" and not request.came_packed
+    otherwise = request.inference == "4-bit" and not request.trained_as_served and not request.came_packed
     if not setup.four_bit:
         yield rule("fits in 16 bits")
         yield from [finding("unpacked adapters")] if otherwise else []
     elif request.came_packed:
         yield rule("came packed", format=request.base_format)
         yield finding("packed bases")
-    elif request.inference == "4-bit" and not otherwise:
+    elif request.trained_as_served:
         yield rule("served packed")
         yield finding("packed again")
     elif request.priority == "memory":
         packed = setup.estimate.parts["weights"] + setup.estimate.parts["quantization constants"]
-        yield rule("memory first", packed=packed / 1e9, weights=2 * setup.parameters.base / 1e9)
+        weights = request.dtype.itemsize * setup.parameters.base
+        yield rule("memory first", packed=packed / 1e9, weights=weights / 1e9)
     else:
         yield rule("fits in 4 bits")
     if setup.four_bit and otherwise:

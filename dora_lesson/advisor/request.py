@@ -93,6 +93,11 @@ class Request:
         return torch.bfloat16 if self.bfloat16 else torch.float16
 
     @property
+    def trained_as_served(self) -> bool:
+        """Whether the adapter will stand beside the very weights, packed as NF4, that it is trained over."""
+        return self.inference == "4-bit" and self.packed == "nf4"
+
+    @property
     def may_lack_a_chat_template(self) -> bool:
         """Whether the checkpoint goes by the name of a base model, which no chat was taught."""
         named = "/" in self.model_id and not self.model_id.startswith("path/to/") and not Path(self.model_id).is_dir()

@@ -66,15 +66,14 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
 
 
 def _launch(request: Request) -> str:
-    """What starts the program. With FSDP each process loads its part alone, and the adapter is saved whole."""
+    """What starts the program. With FSDP the adapter is saved whole."""
     if request.gpus == 1:
         return "python"
     launch = f"accelerate launch --num_processes {request.gpus}"
     if request.trainer == "deepspeed":
         return f"\n# {launch} --use_deepspeed --zero_stage 2"
-    return f"\n# {launch} --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP " + (
-        "--fsdp_state_dict_type FULL_STATE_DICT"
-    )
+    sharding = "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_state_dict_type FULL_STATE_DICT"
+    return f"\n# {launch} --use_fsdp --fsdp_version 2 {sharding}"
 
 
 def _place(request: Request, setup: TrainingSetup) -> str:
@@ -106,11 +105,9 @@ def _serving(request: Request, setup: TrainingSetup) -> str:
 
 
 def _packing(dtype: str, several: bool) -> str:
-    lines = [
-        'packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,'
-    ]
     storage = f", bnb_4bit_quant_storage=torch.{dtype}" if several else ""  # FSDP shards what is stored in this type
-    return f"{lines[0]}\n    bnb_4bit_compute_dtype=torch.{dtype}{storage})\n"
+    kind = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+    return f"packing = BitsAndBytesConfig({kind},\n    bnb_4bit_compute_dtype=torch.{dtype}{storage})\n"
 
 
 def _checkpointing() -> str:

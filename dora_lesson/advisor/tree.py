@@ -34,8 +34,7 @@ def allowed(request: Request) -> list[str]:
     """The methods that the constraints leave, whatever the card holds."""
     if request.came_packed and request.inference == "merged":
         return []  # no 16-bit weights to merge into
-    as_served = request.inference == "4-bit" and request.packed == "nf4"  # the very weights that it is served beside
-    sixteen = not request.came_packed and not as_served and request.priority != "memory"
+    sixteen = not request.came_packed and not request.trained_as_served and request.priority != "memory"
     dora = request.priority == "quality" and request.inference == "merged"
     rules = {"lora": sixteen, "dora": sixteen and dora, "qlora": True, "qdora": dora and request.trainer != "deepspeed"}
     return [method for method in ADAPTERS if rules[method]]

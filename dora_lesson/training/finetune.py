@@ -77,9 +77,18 @@ def finetune(
     Raises:
         ValueError: nothing to train or to train on, a number out of range, or `output_dir` holds another run.
     """
+    steps, batch_size, gradient_accumulation_steps, max_length = whole(
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_length=max_length,
+    )
+    (seed,) = whole(0, seed=seed)
+    (save_every,) = [None] if save_every is None else whole(save_every=save_every)
+    _require_rates(learning_rate, warmup_share)
+    learning_rate, warmup_share = float(learning_rate), float(warmup_share)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share}
-    _require_numbers(**settings, max_length=max_length, save_every=1 if save_every is None else save_every)
     if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
@@ -216,9 +225,7 @@ class _Curve(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
 
-def _require_numbers(learning_rate: Any, warmup_share: Any, seed: Any, **counts: Any) -> None:
-    whole(**counts)
-    whole(0, seed=seed)
+def _require_rates(learning_rate: Any, warmup_share: Any) -> None:
     if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
         raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
     if not isinstance(warmup_share, numbers.Real) or not 0 <= float(warmup_share) <= 1:
