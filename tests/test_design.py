@@ -105,6 +105,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"arms": [FULL | {"ranks": [8, 16]}]}, "full has no adapter"),
     ({"arms": [FULL | {"lora_A_std": 0.1}]}, "full has no adapter"),
     ({"arms": [ARM | {"full_magnitude": True}]}, "full_magnitude is for qdora alone"),
+    ({"arms": [ARM | {"magnitude_rate": 4}]}, "magnitude_rate is for dora and qdora"),
+    ({"arms": [ARM | {"methods": ["dora"], "magnitude_rate": -1}]}, "arms.0.magnitude_rate is -1"),
     ({"arms": [FIXED, FIXED | {"lora_A_std": 0.1}, FIXED | {"lora_A_std": 0.1000001}]}, "would both be recorded as"),
 ]
 

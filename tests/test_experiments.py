@@ -273,6 +273,22 @@ def test_a_magnitude_can_start_as_that_of_the_full_weights(tiny_base: Path) -> N
         assert not torch.equal(norms, layer.weight_norm())
 
 
+def test_magnitudes_step_as_far_as_their_rate_says(tiny_base: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    moved, trained, lora_B = {}, {}, {}
+    for factor in (0, 1, 4):
+        model, tokenizer = load_base(tiny_base)
+        start = model.get_submodule(name).weight.norm(dim=1)
+        run = paired_run._train(model, tokenizer, config(tiny_base, steps=1, magnitude_rate=factor), [])
+        layer = model.get_submodule(name)
+        moved[factor], trained[factor] = layer.magnitude.detach() - start, run["trained_parameters"]
+        lora_B[factor] = layer.lora_B.detach()
+    assert trained[1] - trained[0] == 3 * 64 and trained[4] == trained[1]
+    assert moved[0].abs().max() == 0 < moved[1].abs().min()
+    torch.testing.assert_close(moved[4], 4 * moved[1], rtol=1e-3, atol=1e-6)
+    assert torch.equal(lora_B[4], lora_B[1])
+
+
 def test_losses_of_replies_are_the_models_own_one_by_one(bundled: tuple[Any, Any]) -> None:
     model, tokenizer = bundled
     items = list(load_task_api("test"))[:5]

@@ -202,10 +202,8 @@ ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate calls for several
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "processes"), [pytest.param(ACCELERATE, 1, marks=pytest.mark.nightly), (TORCHRUN, 2)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("launcher", "processes"), [(ACCELERATE, 1), (TORCHRUN, 2)])
 def test_it_runs_unchanged_under_a_launcher(launcher, processes, tmp_path):
     script = tmp_path / "launched.py"
     script.write_text(LAUNCHED)

@@ -1,6 +1,7 @@
 """`multi_gpu.train` on two processes: as one process trains, through a kill, and refused where it would pretend.
 
-The processes are real, on a CPU, started by accelerate with the ready configuration and by torchrun.
+The processes are real, on a CPU, started by accelerate with the ready configuration and by torchrun. They take two
+minutes of processor time, so they run at night.
 """
 
 from __future__ import annotations
@@ -126,12 +127,14 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(((a[key] - b[key]).norm() / a[key].norm()).item() for key in a)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("way", "method"), RUNS)
 def test_two_processes_train_what_one_does(way, method, folder, two, one):
     # Measured: 3e-7 to 1.5e-5. AdamW divides a gradient by its own size, so that rounding counts where that is small.
     assert distance(adapter(folder, method), adapter(folder, f"{way}_{method}")) < 1e-4
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("way", "method"), RUNS)
 def test_fsdp_holds_half_of_the_frozen_weights_in_each_process(way, method, folder, two):
     for rank in (0, 1):
@@ -139,6 +142,7 @@ def test_fsdp_holds_half_of_the_frozen_weights_in_each_process(way, method, fold
         assert held == pytest.approx(0.5 if way == "fsdp" else 1, abs=0.01)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_an_adapter_trained_with_fsdp_answers_the_same_in_one_process(method, folder, two):
     model = load_adapters(load_base(str(folder / "base"))[0], folder / f"fsdp_{method}" / "adapter")
@@ -147,6 +151,7 @@ def test_an_adapter_trained_with_fsdp_answers_the_same_in_one_process(method, fo
     assert torch.allclose(found, torch.load(folder / f"fsdp_{method}" / "watched-0")["logits"], atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_one_process_alone_speaks(folder, two):
     sentences = [line for line in two.stdout.splitlines() if line.strip()]
     assert len(sentences) == len(RUNS)

@@ -31,6 +31,7 @@ class ArmLine(BaseModel):
     lora_dropout: float = 0.0
     lora_A_std: float = 0.0
     full_magnitude: bool = False
+    magnitude_rate: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
     def _adapters_have_a_size(self) -> ArmLine:
@@ -41,6 +42,8 @@ class ArmLine(BaseModel):
             raise ValueError(f"{self.methods[0]} has no adapter: give it methods and rates alone")
         if self.full_magnitude and self.methods != ["qdora"]:
             raise ValueError("full_magnitude is for qdora alone: give the other methods a line of their own")
+        if self.magnitude_rate != 1 and not set(self.methods) <= {"dora", "qdora"}:
+            raise ValueError("magnitude_rate is for dora and qdora: give the other methods a line of their own")
         return self
 
 
@@ -105,7 +108,9 @@ class Design(BaseModel):
     def _arms_of(self, line: ArmLine) -> Iterator[tuple[PairedRunConfig, list[float]]]:
         common: dict[str, Any] = self.model_dump(include={*PairedRunConfig.model_fields})
         common |= {"learning_rate": line.rates[0], "seed": self.seeds[0]}
-        size: dict[str, Any] = line.model_dump(include={"lora_dropout", "lora_A_std", "full_magnitude"})
+        size: dict[str, Any] = line.model_dump(
+            include={"lora_dropout", "lora_A_std", "full_magnitude", "magnitude_rate"}
+        )
         for r, method in itertools.product(line.ranks or [0], line.methods):
             alpha: dict[str, Any] = {"r": r, "lora_alpha": r * (line.alpha_over_r or 0)}
             yield PairedRunConfig(method=method, **alpha, **size, **common), line.rates

@@ -26,7 +26,8 @@ class PairedRunConfig(BaseModel):
     `base` None is the bundled model. "base" and "qbase" are the base as it is, in full size and in 4 bits;
     "lora_matched" is LoRA with as many trained numbers as DoRA has (`matched_ranks`). `lora_A_std` is the standard
     deviation of A at the start, if it is drawn from a normal distribution; 0 is PEFT's start, Kaiming uniform.
-    `full_magnitude` lets QDoRA's magnitude start as that of the weights before they are packed.
+    `full_magnitude` lets QDoRA's magnitude start as that of the weights before they are packed; `magnitude_rate` is the
+    rate of DoRA's magnitudes as a multiple of `learning_rate`, and 0 leaves them as they start.
     `level` is that of the Task API set, of whose validation and test splits `held_out` chats each are judged by their
     loss. `experiments` also records how the weights moved, at `checkpoints` steps, and scores the replies to `scored`
     test items.
@@ -41,6 +42,7 @@ class PairedRunConfig(BaseModel):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_A_std: float = Field(default=0.0, ge=0)
     full_magnitude: bool = False
+    magnitude_rate: float = Field(default=1.0, ge=0)
     target_modules: tuple[str, ...] = Field(min_length=1)
     learning_rate: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
@@ -64,6 +66,7 @@ class PairedRunConfig(BaseModel):
         size += f"-dropout{self.lora_dropout:g}" if self.lora_dropout else ""
         size += f"-A{self.lora_A_std:g}" if self.lora_A_std else ""
         size += "-full-magnitude" if self.full_magnitude else ""
+        size += f"-magnitude-rate{self.magnitude_rate:g}" if self.magnitude_rate != 1 else ""
         return f"{self.method}{size}-rate{self.learning_rate:g}-seed{self.seed}"
 
 
@@ -115,6 +118,9 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
         model.requires_grad_(True)
     else:
         _add_adapters(model, config)
+    if config.magnitude_rate != 1:
+        magnitudes = [layer.magnitude for layer in adapted_layers(model).values()]
+        callbacks = [_MagnitudeRate(magnitudes, config.magnitude_rate), *callbacks]
     started = time.process_time()
     settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed"})
     result = finetune(
@@ -148,6 +154,24 @@ def _add_adapters(model: Any, config: PairedRunConfig) -> None:
         for name, layer in adapted_layers(model).items():
             norms = torch.linalg.vector_norm(full.get_submodule(name).weight, dim=1, dtype=torch.float32)
             layer.load_state_dict({"magnitude": norms}, strict=False)
+
+
+class _MagnitudeRate(TrainerCallback):
+    """Multiplies every step of the magnitudes: AdamW's step, without weight decay, is proportional to its rate."""
+
+    def __init__(self, magnitudes: list[Any], factor: float) -> None:
+        self.magnitudes, self.factor = magnitudes, factor
+        for magnitude in magnitudes:
+            magnitude.requires_grad_(factor != 0)
+
+    @torch.no_grad()
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = [magnitude.clone() for magnitude in self.magnitudes]
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for magnitude, before in zip(self.magnitudes, self.before, strict=True):
+            magnitude.add_(magnitude - before, alpha=self.factor - 1)
 
 
 @torch.no_grad()
