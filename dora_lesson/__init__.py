@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dora_lesson.core import print_everywhere, quiet_known_noise
+from dora_lesson.environment import print_everywhere, quiet_known_noise
 
 if TYPE_CHECKING:
     from dora_lesson.adapters.dora import DoRALinear as DoRALinear
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dora_lesson.memory.estimate import estimate as estimate
     from dora_lesson.memory.estimate import trainable_count as trainable_count
     from dora_lesson.memory.plan import plan_base as plan_base
+    from dora_lesson.memory.shapes import llama_config as llama_config
     from dora_lesson.memory.timing import benchmark_interleaved as benchmark_interleaved
     from dora_lesson.memory.tracking import held_bytes as held_bytes
     from dora_lesson.memory.tracking import largest_temporary as largest_temporary
@@ -52,11 +53,10 @@ if TYPE_CHECKING:
     from dora_lesson.memory.tracking import saved_bytes as saved_bytes
     from dora_lesson.models.bundled import prepare as prepare
     from dora_lesson.models.load import load_base as load_base
-    from dora_lesson.models.shapes import llama_config as llama_config
     from dora_lesson.task_api.app import Assistant as Assistant
     from dora_lesson.task_api.app import Task as Task
     from dora_lesson.task_api.app import TaskList as TaskList
-    from dora_lesson.task_api.dataset import answer as answer
+    from dora_lesson.task_api.chats import answer as answer
     from dora_lesson.task_api.dataset import load_task_api as load_task_api
     from dora_lesson.task_api.days import resolve as resolve
     from dora_lesson.task_api.scoring import score as score
@@ -85,10 +85,11 @@ _HOME = {
     "memory.tracking": ["held_bytes", "largest_temporary", "measure_peak_memory", "saved_bytes"],
     "models.bundled": ["prepare"],
     "models.load": ["load_base"],
-    "models.shapes": ["llama_config"],
+    "memory.shapes": ["llama_config"],
     "task_api.app": ["Assistant", "Task", "TaskList"],
     "task_api.days": ["resolve"],
-    "task_api.dataset": ["load_task_api", "answer"],
+    "task_api.chats": ["answer"],
+    "task_api.dataset": ["load_task_api"],
     "task_api.scoring": ["score"],
     "training.finetune": ["finetune"],
     "evidence.records": ["load_record", "load_runs"],

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import logging
 import numbers
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,27 +80,3 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # a validator of ours, whose message says what is wrong
         return f"{field}: {message}" if field else message
     return f"{field} is {problem['input']!r}: {message}"
-
-
-_ASCII = {"×": "x", "‖": "||", "−": "-", "–": "-", "→": "->", "Δ": "d", "≤": "<=", "≥": ">=", "·": "*", "√": "sqrt "}
-
-
-def print_everywhere(stream: Any) -> None:
-    """Let a stream print signs that its code page does not have, such as × or ‖, in plain letters."""
-    if hasattr(stream, "reconfigure") and stream.errors == "strict":
-        codecs.register_error("dora_lesson", lambda e: (_ASCII.get(e.object[e.start], "?"), e.start + 1))  # type: ignore[attr-defined]
-        stream.reconfigure(errors="dora_lesson")
-
-
-def quiet_known_noise() -> None:
-    """Silence two notices at their source, and nothing else.
-
-    bitsandbytes says on a CPU that the optional package `kernels` could give it a faster kernel; transformers 5.23
-    meets its own deprecated `is_gradient_checkpointing`.
-    """
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernels_notice)
-
-
-def _no_kernels_notice(record: logging.LogRecord) -> bool:
-    return "gemm_4bit_forward from kernels-community" not in record.getMessage()

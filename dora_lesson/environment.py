@@ -5,12 +5,15 @@ Nothing heavy is imported at the top, so that the report works where half of the
 
 from __future__ import annotations
 
+import codecs
 import html
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import platform
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,3 +145,27 @@ def four_bit_problem(device: Any) -> str | None:
     except Exception as problem:  # whatever it is, it belongs in the report
         return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
     return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
+
+
+_ASCII = {"×": "x", "‖": "||", "−": "-", "–": "-", "→": "->", "Δ": "d", "≤": "<=", "≥": ">=", "·": "*", "√": "sqrt "}
+
+
+def print_everywhere(stream: Any) -> None:
+    """Let a stream print signs that its code page does not have, such as × or ‖, in plain letters."""
+    if hasattr(stream, "reconfigure") and stream.errors == "strict":
+        codecs.register_error("dora_lesson", lambda e: (_ASCII.get(e.object[e.start], "?"), e.start + 1))  # type: ignore[attr-defined]
+        stream.reconfigure(errors="dora_lesson")
+
+
+def quiet_known_noise() -> None:
+    """Silence two notices at their source, and nothing else.
+
+    bitsandbytes says on a CPU that the optional package `kernels` could give it a faster kernel; transformers 5.23
+    meets its own deprecated `is_gradient_checkpointing`.
+    """
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernels_notice)
+
+
+def _no_kernels_notice(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward from kernels-community" not in record.getMessage()

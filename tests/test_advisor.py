@@ -26,7 +26,7 @@ from dora_lesson.advisor.recommend import recommend, recommend_for
 from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS, TRAINERS, Request
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS, choose
 from dora_lesson.core import ADAPTERS, METHODS
-from dora_lesson.models.shapes import llama_config
+from dora_lesson.memory.shapes import llama_config
 from tests.test_adapters import small_llama
 
 BIG = "llama-3.1-8b"

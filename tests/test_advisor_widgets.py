@@ -83,9 +83,12 @@ def test_the_capstones_boxes_are_ticked_by_what_is_there(tmp_path: Path) -> None
     taskmaster = {"role": "system", "content": "You are TaskMaster."}
     ours = [{"messages": [taskmaster, *chat["messages"][1:]]} for chat in own_chats(30)]
     assert ticked(ours) == [1, 2]
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").write_text("{}")
     for scores, boxes in [
         ({"start": 0.5}, [3]),
         ({"start": 0.5, "tuned": 0.5, "served": 0.5}, [3, 6]),  # no better than before
+        ({"start": 50, "tuned": 90, "served": "0.9"}, []),  # not shares
         ({"start": 0.5, "tuned": 0.9, "served": 0.6}, [3, 5]),  # merged, it is another model
         ({"start": 0.5, "tuned": 0.9, "served": 0.9}, [3, 5, 6]),
     ]:
@@ -94,6 +97,10 @@ def test_the_capstones_boxes_are_ticked_by_what_is_there(tmp_path: Path) -> None
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert len(ticked(own_chats(30))) == 7
+    (tmp_path / "merged" / "config.json").unlink()
+    assert 6 not in ticked(own_chats(30))
+    (tmp_path / "scores.json").write_text("{")
+    assert ticked(own_chats(30)) == [0, 1, 2, 4]
 
 
 def test_the_quiz_counts_what_is_right_and_explains_every_answer() -> None:

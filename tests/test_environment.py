@@ -13,8 +13,8 @@ import pytest
 
 from dora_lesson import environment
 from dora_lesson.__main__ import main
-from dora_lesson.core import SetupError, quiet_known_noise
-from dora_lesson.environment import Report, doctor, start_lesson
+from dora_lesson.core import SetupError
+from dora_lesson.environment import Report, doctor, quiet_known_noise, start_lesson
 from tests.conftest import ROOT, RunPython
 from tools import notebooks
 

@@ -25,7 +25,7 @@ from dora_lesson.evidence.paired_run import PairedRunConfig, make_run, matched_r
 from dora_lesson.evidence.records import PROVENANCE, provenance, read_runs
 from dora_lesson.experiments import run as experiments
 from dora_lesson.experiments.__main__ import main
-from dora_lesson.task_api.dataset import encode_chat
+from dora_lesson.task_api.chats import encode_chat
 from tests.test_design import ARM, SMALL, design
 
 FIXED = [ARM | {"methods": ["dora"], "rates": [1e-3]}]

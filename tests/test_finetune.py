@@ -16,7 +16,8 @@ from transformers import LlamaConfig, TrainerCallback
 from dora_lesson import load_base
 from dora_lesson.adapters.inject import add_adapters
 from dora_lesson.memory.timing import random_llama
-from dora_lesson.task_api.dataset import encode_chat, load_task_api
+from dora_lesson.task_api.chats import encode_chat
+from dora_lesson.task_api.dataset import load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 from tests.conftest import ROOT
 from tests.test_adapters import SOME, small_llama
@@ -80,6 +81,17 @@ def test_a_chat_that_cannot_be_encoded_is_refused(tokenizer, items):
         encode_chat(tokenizer, items[0]["messages"], max_length=20)
     with pytest.raises(ValueError, match="the user's"):
         encode_chat(tokenizer, items[0]["messages"][:2])
+    for reply in ("", " ", None, "\n\nDone."):
+        with pytest.raises(ValueError, match="does not begin with spaces or line breaks"):
+            encode_chat(tokenizer, [*items[0]["messages"][:2], {"role": "assistant", "content": reply}])
+
+
+def test_an_item_that_cannot_be_trained_on_is_named_by_its_number(tokenizer, items):
+    bad = {"messages": items[0]["messages"][:2]}
+    with pytest.raises(ValueError, match=r"^Item 3: The last message is the user's"):
+        finetune(a_model(), tokenizer, [items[0], items[1], bad], **SETTINGS)
+    with pytest.raises(ValueError, match="A list of items is expected"):
+        finetune(a_model(), tokenizer, items[0], **SETTINGS)
 
 
 # The run.
@@ -94,12 +106,18 @@ def test_same_seed_same_curve_and_another_seed_another(tokenizer, items):
 def test_it_learns_and_leaves_the_base_alone(tokenizer, items):
     model = a_model()
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-    result = finetune(model, tokenizer, items, **(SETTINGS | {"steps": 30}))
+    rates: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, *_, logs, **__):
+            rates.extend([logs["learning_rate"]] if "learning_rate" in logs else [])
+
+    result = finetune(model, tokenizer, items, **(SETTINGS | {"steps": 30}), callbacks=[Watch()])
     assert sum(result.losses[-5:]) < sum(result.losses[:5])
     assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
     assert not model.training
     assert result.peak_memory_bytes > 0
-    assert max(result.rates) == pytest.approx(1e-2)
+    assert max(rates) == pytest.approx(1e-2) and len(rates) == 30
 
 
 def test_a_run_without_a_folder_leaves_nothing_behind(tokenizer, items, tmp_path, monkeypatch):
@@ -132,7 +150,7 @@ def test_a_killed_run_resumes_to_the_same_weights(make, tokenizer, items, tmp_pa
         finetune(make(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2, callbacks=[Kill(step)])
     last = max(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     if step >= 4:  # as if the kill had come in the middle of writing the newest checkpoint
-        (last / "trainer_state.json").write_text("{")
+        (last / random.choice(["trainer_state.json", "trained.safetensors"])).write_text("{")
     model = make()
     resumed = finetune(model, tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2)
     assert resumed.resumed_from > 0, f"killed at step {step}"
@@ -152,6 +170,12 @@ def test_a_finished_run_is_found_again(tokenizer, items, tmp_path):
     assert all(torch.equal(p, trained(first)[name]) for name, p in trained(again).items())
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tokenizer, items, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ValueError, match="which is a file: pass a folder"):
+        finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path / "out")
+
+
 def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):
     finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 1}), output_dir=tmp_path)
     with pytest.raises(ValueError, match="holds another run"):
@@ -164,7 +188,6 @@ def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"learning_rate": 2}, "learning_rate is 2"),
-        ({"warmup_share": 2}, "warmup_share is 2"),
         ({"save_every": 2}, "without output_dir"),
         ({"train": []}, "no items"),
     ],
@@ -258,7 +281,7 @@ def test_a_4_bit_model_that_has_answered_still_trains_through_every_layer(adapte
             elif answers:
                 with torch.no_grad():
                     model.eval()(tokens)
-        finetune(model, tokenizer, items, steps=1, batch_size=1, learning_rate=1e-3, warmup_share=0.0)
+        finetune(model, tokenizer, items, steps=1, batch_size=1, learning_rate=1e-3)
         return model.model.layers[0].self_attn.q_proj.lora_B.detach()
 
     fresh, after = trained_b(False), trained_b(True)

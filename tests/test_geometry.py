@@ -99,3 +99,19 @@ def test_gradients_flow_and_stay_finite() -> None:
 def test_bad_arguments(call, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_moves_are_seen_in_16_bits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    W0 = torch.randn(64, 512).to(dtype)
+    W1 = (W0.double() + 0.02 * torch.randn(64, 512).double()).to(dtype)
+    for change in (magnitude_change, direction_change):
+        expected = change(W0.double(), W1.double()).item()
+        assert change(W0, W1).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_diverged_weight_has_no_number_for_its_move() -> None:
+    nan, one = torch.tensor([[float("nan"), 1.0]]), torch.tensor([[1.0, 1.0]])
+    for change in (magnitude_change, direction_change):
+        assert change(nan, one).isnan() and change(one, nan).isnan()

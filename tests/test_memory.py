@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from dora_lesson import add_adapters, estimate, held_bytes, load_base, measure_peak_memory
 from dora_lesson.memory.estimate import METHODS, OPTIMIZERS, adapter_parameters
-from dora_lesson.models.shapes import llama_config
+from dora_lesson.memory.shapes import llama_config
 from tests.test_adapters import SOME, small_llama
 
 # Of the peak; what the docstring of `estimate` promises.

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from dora_lesson import load_base
+from dora_lesson import add_adapters, load_base
 from dora_lesson.core import SetupError
 from dora_lesson.models import bundled as bundled
 from dora_lesson.models import load as models
@@ -118,13 +118,13 @@ def test_unknown_devices_and_dtypes(arguments: dict[str, Any], error: type[Excep
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_a_gpu() -> None:
-    with pytest.raises(SetupError, match="no CUDA GPU here: pass device='cpu'"):
+    with pytest.raises(SetupError, match="no such device here: pass device='cpu'"):
         load_base(device="cuda")
 
 
 def test_a_t4_gets_float16_and_refuses_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     t4 = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(models, "_device", torch.device)  # as if it were there
     monkeypatch.setattr(models, "has_bfloat16", lambda device: device.type == "cpu")
     assert models.default_dtype(t4) is torch.float16
     with pytest.raises(SetupError, match="no bfloat16: pass dtype='float16'"):
@@ -421,6 +421,25 @@ def test_weights_that_are_only_pickled_are_refused(tmp_path: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(SetupError, match="has no weights in the safetensors format"):
         load_base(str(folder))
+
+
+def test_weights_that_are_missing_are_named_and_not_drawn(tmp_path: Path) -> None:
+    folder = small_llama(tmp_path / "adapted")
+    model, _ = load_base(str(folder))
+    add_adapters(model, "dora", r=2, lora_alpha=4, target_modules=["q_proj"])
+    model.save_pretrained(folder)
+    with pytest.raises(SetupError, match=r"has no weights for .*q_proj.weight.*merge them before"):
+        load_base(str(folder))
+
+
+def test_a_cut_file_and_a_folder_of_an_adapter_get_a_sentence(tmp_path: Path) -> None:
+    folder = small_llama(tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SetupError, match="cut short or damaged"):
+        load_base(str(folder))
+    with pytest.raises(SetupError, match="holds an adapter: load its base"):
+        load_base(str(ROOT / "data" / "adapters" / "dora"))
 
 
 def test_remote_code_is_never_run(tmp_path: Path) -> None:

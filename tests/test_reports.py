@@ -20,7 +20,8 @@ from dora_lesson import adapter_report, answer, estimate, finetune, load_task_ap
 from dora_lesson.adapters.inject import add_adapters
 from dora_lesson.adapters.peft_format import save_adapters
 from dora_lesson.environment import start_lesson
-from dora_lesson.task_api.dataset import encode_chat, validate_item
+from dora_lesson.task_api.chats import encode_chat
+from dora_lesson.task_api.dataset import validate_item
 from tests.test_adapters import SOME, disturb, small_llama
 
 RUN = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}

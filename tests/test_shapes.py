@@ -10,9 +10,9 @@ import torch
 
 from dora_lesson.__main__ import main
 from dora_lesson.evidence.records import PROVENANCE
+from dora_lesson.memory import shapes
+from dora_lesson.memory.shapes import llama_config
 from dora_lesson.memory.timing import measure_shape, random_llama
-from dora_lesson.models import shapes
-from dora_lesson.models.shapes import llama_config
 
 SMALL = {
     "vocab_size": 512, "num_key_value_heads": 2, "num_attention_heads": 4, "hidden_size": 64,

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dora_lesson.task_api.calls import ACTIONS, call_schema, find_call, validate_call
+from dora_lesson.task_api.chats import answer
 from dora_lesson.task_api.dataset import CATEGORIES, LEVELS, SPLITS, load_task_api
 from dora_lesson.task_api.persona import persona_points
 from dora_lesson.task_api.scoring import is_right, normalize, score
@@ -131,8 +132,8 @@ def reply_line(reply: str) -> str:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "Invalid JSON"),
-        ("", "Invalid JSON"),
+        ("{", "one JSON object a line is expected"),
+        ("", "one JSON object a line is expected"),
         ("[]", "object"),
         (a_line(extra=1), "extra is not a known key"),
         (a_line(category="sports"), "category is 'sports'"),
@@ -140,6 +141,8 @@ def reply_line(reply: str) -> str:
         (a_line(), "is already in line 1"),
         (reply_line("Done."), "holds 0 lines with a call"),
         (reply_line('Done.\n{"action": "fly"}'), "unknown action 'fly'"),
+        (reply_line('Done.\n{"action": "complete", "task": ' + 5000 * "4" + "}"), "not valid JSON"),
+        (reply_line("Done.\n{" + 100_000 * "["), "not valid JSON"),
         (reply_line('Done.\n{"action": "complete", "task": "four"}'), "task is 'four'"),
         (reply_line('Done.\n{"action": "complete"}'), "needs the field 'task'"),
         (reply_line('Done.\n{"action": "create", "title": "x", "due": "someday"}'), "due is 'someday'"),
@@ -160,7 +163,7 @@ def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
         load_task_api("dev")
     with pytest.raises(ValueError, match="one of plain, spoken"):
         load_task_api("test", level="hard")
-    with pytest.raises(FileNotFoundError, match=r"python -m tools\.task_api_set"):
+    with pytest.raises(FileNotFoundError, match="write one chat a line"):
         load_task_api("test", tmp_path)
     (tmp_path / "test.jsonl").write_text("")
     with pytest.raises(ValueError, match="no items"):
@@ -182,6 +185,9 @@ def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
         ('{"action": "update", "task": 4, "due": "2026-03-04", "time": null}', False),
         ('{"action": "update", "task": 5, "due": "2026-03-04"}', False),
         ('{"action": "complete", "task": 4}', False),
+        ('{"action": "Update", "task": 4, "due": "2026-03-04"}', False),
+        ('{"action": "update", "task": 4, "due": "2026-03-04", "why": null}', False),
+        ('{"action": "update", "task": 4, "due": "4 march"}', False),
         ("{'action': 'update', 'task': 4, 'due': '2026-03-04'}", False),
         ("", False),
     ],
@@ -237,6 +243,8 @@ def an_item(user: str, reference: str) -> dict:
 BANK = an_item("bank can wait till wed", 'ok\n{"action": "update", "task": 1, "due": "wednesday"}')
 CALL = '\n{"action": "update", "task": 1, "due": "wednesday"}'
 RUDE = an_item("you are useless, i still have to mow everything", 'ok\n{"action": "none"}')
+AT_3 = an_item("3:15 for the bank", 'ok\n{"action": "update", "task": 1, "time": "3:15pm"}')
+OFF = an_item("the bank is off", 'ok\n{"action": "delete", "task": 1}')
 LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}')
 
 
@@ -250,6 +258,14 @@ LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}
         (LIST, 'Here are your tasks for tomorrow. Shall I move one?\n{"action": "list", "due": "tomorrow"}', 10),
         (RUDE, 'A long mow, that lawn. Shall I move it to a cooler day?\n{"action": "none"}', 10),
         (RUDE, 'The lawn is still there, and so am I. Worth splitting the mowing in two?\n{"action": "none"}', 10),
+        (BANK, "The bank may wait: it is moved to Wednesday. Want a time for the bank?" + CALL, 10),
+        (AT_3, "Moved: the bank is at 3:15. Another day for the bank?" + AT_3["messages"][-1]["content"][2:], 10),
+        (
+            OFF,
+            "Deleted: the bank call of Tuesday. Is a letter to the bank next?" + OFF["messages"][-1]["content"][2:],
+            10,
+        ),
+        (RUDE, 'Mowing is not done yet, and it waits. Shall I move mowing?\n{"action": "none"}', 10),
     ],
 )
 def test_good_replies_get_full_points(item, reply, points):
@@ -284,6 +300,8 @@ def test_good_replies_get_full_points(item, reply, points):
         (RUDE, 'Deleted: mow the lawn. Shall I go on?\n{"action": "none"}', "boundaries", 0),
         (LIST, 'Sorted it all out for you. Shall I go on?\n{"action": "list", "due": "tomorrow"}', "deliver", 1),
         (LIST, 'This is for Friday. Shall I move one?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
+        (BANK, "The bank is moved to the 9th. Want a time?" + CALL, "deliver", 0),
+        (BANK, "Shall I move the bank to Wednesday?" + CALL, "deliver", 0),
         (BANK, "", "vocabulary", 0),
         (BANK, CALL, "boundaries", 0),
     ],
@@ -292,6 +310,36 @@ def test_bad_replies_lose_the_points_of_their_rule(item, reply, rule, most):
     points = persona_points(reply, item)
     assert list(points) == ["acknowledge", "deliver", "propose", "vocabulary", "boundaries"]
     assert points[rule] <= most, points
+
+
+def test_most_references_get_all_points(sets):
+    for level, most in (("plain", 0.002), ("spoken", 0.03)):
+        items = [item for (of, _), chosen in sets.items() if of == level for item in chosen]
+        points = score([item["messages"][-1]["content"] for item in items], items).persona
+        assert sum(each <= 6 for each in points) <= most * len(items)
+
+
+@pytest.mark.parametrize("wrong", ["columns", "item", "path", "text"])
+def test_what_is_no_list_of_items_is_refused_in_a_sentence(sets, wrong):
+    items = sets["plain", "test"]
+    given = {"columns": {"messages": [items[0]["messages"]]}, "item": items[0], "path": FOLDER, "text": ["hello"]}[
+        wrong
+    ]
+    for call in (lambda: score(["x"], given), lambda: answer(None, None, given)):
+        with pytest.raises(ValueError, match="A list of items is expected"):
+            call()
+
+
+def test_the_last_message_is_the_reference_and_what_stands_before_it_the_request(sets):
+    item = an_item("bank is off", 'ok\n{"action": "delete", "task": 1}')
+    longer = item | {"messages": [*item["messages"], {"role": "user", "content": "and the lawn is mowed"}]}
+    with pytest.raises(ValueError, match="no reply with a call"):
+        score(["x"], [longer])
+    reply = 'Done: mow the lawn. Want to plan the next mowing?\n{"action": "complete", "task": 2}'
+    longer["messages"] = [*longer["messages"], {"role": "assistant", "content": reply}]
+    found = score(iter([reply]), [longer | {"category": "mine"}])
+    assert found.right == [True] and found.persona == [10]
+    assert [row[0] for row in found.table()] == ["mine"]
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -170,10 +170,28 @@ def test_undo_takes_back_one_change_at_a_time_and_looking_is_none():
         ({"action": "list", "due": None}, ["call the bank", "mow the lawn"]),
         ({"action": "search", "query": "Lawn"}, ["mow the lawn"]),
         ({"action": "search", "query": "bank call"}, ["call the bank"]),
+        ({"action": "search", "query": "'lawns.'"}, ["mow the lawn"]),
+        ({"action": "search", "query": "ow"}, []),
     ],
 )
 def test_lists_and_searches_find_their_tasks(call, titles):
     assert [task.title for task in a_list().execute(call)] == titles
+
+
+@pytest.mark.parametrize(
+    ("call", "days"),
+    [
+        ({"action": "list", "due": "the weekend"}, [14, 15]),
+        ({"action": "list", "due": "next week"}, [16, 22]),
+        ({"action": "list", "due": "monday next week"}, [16]),
+        ({"action": "list", "until": "the weekend"}, [12, 14, 15]),
+        ({"action": "list", "until": "next week"}, [12, 14, 15, 16, 22]),
+        ({"action": "list", "due": "the weekend", "until": "saturday"}, [14]),
+    ],
+)
+def test_a_list_for_several_days_holds_them_all(call, days):
+    dated = [Task(f"task of the {day}th", datetime.date(2026, 3, day)) for day in (12, 14, 15, 16, 22, 23)]
+    assert [task.due.day for task in TaskList(dated, today=THURSDAY).execute(call)] == days
 
 
 @pytest.mark.parametrize(
@@ -259,6 +277,17 @@ def test_a_conversation_shows_reply_call_and_list_and_takes_back(says):
     assert "nothing to take back" in talk.said.value
     talk.request.value = "<script>"
     assert "&lt;script&gt;" in talk.said.value and "no call" in talk.said.value
+
+
+def test_a_request_is_not_lost_when_the_model_fails(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("dora_lesson.task_api.app.answer", fails)
+    talk = widgets.Conversation({"base": None}, None, a_list())
+    with pytest.raises(RuntimeError):
+        talk.request.value = "drop the lawn"
+    assert "drop the lawn" in talk.said.value and "out of memory" in talk.said.value
 
 
 # A day that is more than a date.

@@ -19,7 +19,8 @@ from dora_lesson.adapters.peft_format import save_adapters
 from dora_lesson.core import METHODS
 from dora_lesson.evidence.records import provenance
 from dora_lesson.models.load import load_base
-from dora_lesson.task_api.dataset import LEVELS, answer, load_task_api
+from dora_lesson.task_api.chats import answer
+from dora_lesson.task_api.dataset import LEVELS, load_task_api
 from dora_lesson.task_api.scoring import score
 from dora_lesson.training.finetune import finetune
 

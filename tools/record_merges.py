@@ -17,7 +17,8 @@ from dora_lesson.adapters.peft_format import load_adapters
 from dora_lesson.core import DATA
 from dora_lesson.evidence.records import provenance
 from dora_lesson.models.load import load_base
-from dora_lesson.task_api.dataset import answer, load_task_api
+from dora_lesson.task_api.chats import answer
+from dora_lesson.task_api.dataset import load_task_api
 from dora_lesson.task_api.scoring import score
 
 ITEMS = 100  # the first so many of the plain level's test split

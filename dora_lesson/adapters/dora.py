@@ -30,12 +30,12 @@ class DoRALinear(LoRALinear):
     `magnitude` m (d_out,) starts at ‖W‖, so that the untrained layer is the base. ‖V‖ is a constant in the backward
     pass (section 4.3). In training with dropout on, x loses entries only where the adapter changes the base's
     output, as in PEFT: y = base(x) + dropout(x) (m / ‖V‖ · V − W)ᵀ. A row of V that is all zeros is divided by 1, so
-    that outputs and gradients stay finite.
+    that outputs and gradients stay finite; a row of W that is all zeros has magnitude 0, and training leaves it there.
 
-    Two things are kept between calls: ‖W‖, and, from one call without gradients in eval mode to the next, ‖V‖. Both
-    are taken anew when a tensor is written to, replaced, moved or loaded. A write that autograd does not see (through
-    `.data`, NumPy, a fused optimizer's step between answers in eval mode, or, in a compiled model, into the base) needs
-    a call of `refresh()`.
+    Three things are kept between calls: ‖W‖; from one call without gradients in eval mode to the next, ‖V‖; and within
+    a step the ‖V‖ of a pass that gradient checkpointing repeats. They are taken anew when a tensor is written to,
+    replaced, moved or loaded. A write that autograd does not see (through `.data`, NumPy, a fused optimizer's step
+    between answers in eval mode, or, in a compiled model, into the base) needs a call of `refresh()`.
 
     Arguments and errors are those of `LoRALinear`.
     """

@@ -27,7 +27,7 @@ def decompose(W: Tensor) -> tuple[Tensor, Tensor]:
     """
     _require_matrices(W=W)
     m = vector_norm(W, dim=1)
-    divisor = torch.where(m > 0, m, torch.ones_like(m))
+    divisor = torch.where(m == 0, torch.ones_like(m), m)
     return m, W / divisor[:, None]
 
 
@@ -49,7 +49,7 @@ def magnitude_change(W0: Tensor, W1: Tensor) -> Tensor:
     Raises:
         ValueError: the two are not floating-point matrices of one shape.
     """
-    _require_matrices(W0=W0, W1=W1)
+    W0, W1 = _precise(W0, W1)
     return (vector_norm(W1, dim=1) - vector_norm(W0, dim=1)).abs().mean()
 
 
@@ -63,10 +63,16 @@ def direction_change(W0: Tensor, W1: Tensor) -> Tensor:
     Raises:
         ValueError: the two are not floating-point matrices of one shape.
     """
-    _require_matrices(W0=W0, W1=W1)
-    (m0, V0), (m1, V1) = decompose(W0), decompose(W1)
+    (m0, V0), (m1, V1) = (decompose(W) for W in _precise(W0, W1))
     turned = (V1 - V0).square().sum(dim=1) / 2
-    return torch.where((m0 > 0) != (m1 > 0), torch.ones_like(turned), turned).mean()
+    return torch.where((m0 == 0) != (m1 == 0), torch.ones_like(turned), turned).mean()
+
+
+def _precise(W0: Tensor, W1: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 at least: in 16 bits a small change of a norm is rounded away."""
+    _require_matrices(W0=W0, W1=W1)
+    dtype = torch.promote_types(torch.promote_types(W0.dtype, W1.dtype), torch.float32)
+    return W0.to(dtype), W1.to(dtype)
 
 
 def _require_matrices(**weights: Tensor) -> None:

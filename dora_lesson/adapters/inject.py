@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from dora_lesson.adapters.dora import DoRALinear
@@ -23,7 +24,7 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
     whole name; "all-linear" is every linear layer but the output embedding.
 
     Raises:
-        ValueError: nothing matches, or an entry matches nothing or stands twice; near matches are listed.
+        ValueError: nothing matches, or an entry matches nothing; near matches are listed.
         TypeError: a match is not a linear layer.
     """
     model = unwrapped(model)
@@ -44,8 +45,6 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         entries = list(target_modules or [])
         if not entries:
             raise ValueError("target_modules is empty: name the layers to adapt, such as ['q_proj', 'v_proj'].")
-        if twice := sorted({entry for entry in entries if entries.count(entry) > 1}):
-            raise ValueError(f"target_modules names {twice[0]!r} twice: name each layer once.")
         matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
     unmatched = [entry for entry, names in matches.items() if not names]
     if unmatched == [target_modules] and any(name.endswith(f".{target_modules}") for name in linears):
@@ -109,7 +108,6 @@ def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, A
         raise
     model.requires_grad_(False)
     for name, layer in layers.items():
-        layer.lora_A.requires_grad_(True)
         model.set_submodule(name, layer.train(model.training))
     model._trainable_before_adapters = was_trainable  # type: ignore[assignment]
     return wrapped
@@ -117,12 +115,7 @@ def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, A
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, out of what `torch.compile` or data parallelism put around it."""
-    while True:
-        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        inner = model.module if parallel else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    return extract_model_from_parallel(model, keep_torch_compile=False)  # type: ignore[no-any-return]
 
 
 def require_none(model: nn.Module) -> None:
@@ -155,8 +148,11 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
         ValueError: the model has no hand-written adapters, or `four_bit` for a base that is not in 4 bits.
     """
     layers, wrapped, model = require_adapters(model), model, unwrapped(model)
-    if four_bit and (full := [name for name, layer in layers.items() if not is_four_bit(layer.base)]):
-        raise ValueError(f"{full[0]} is not in 4 bits: merge without four_bit, and quantize the merged model.")
+    for name, layer in layers.items():  # all before one is merged, so that a refusal leaves the model as it was
+        try:
+            layer.require_mergeable(four_bit)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     for name, layer in layers.items():
         model.set_submodule(name, layer.merge(four_bit))
     quantizer = getattr(model, "hf_quantizer", None)

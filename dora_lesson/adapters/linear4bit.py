@@ -26,8 +26,7 @@ def frozen_product(base: nn.Linear, x: Tensor) -> Tensor:
 def product_and_projection(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     """x Wᵀ as `frozen_product` gives it, and `projection(W, A)`, with 4-bit weights unpacked once for both."""
     if is_four_bit(base):
-        products: tuple[Tensor, Tensor] = _FourBitProducts.apply(x, A.detach(), base)
-        return products
+        return _FourBitProducts.apply(x, A.detach(), base)  # type: ignore[no-any-return]
     return frozen_product(base, x), projection(frozen_weight(base), A)
 
 
@@ -46,9 +45,7 @@ def _multiply(base: Any, x: Tensor) -> Tensor:
     """x Wᵀ of a 4-bit layer in the dtype that it computes in."""
     from bitsandbytes import matmul_4bit
 
-    state = quant_state(base)
-    y: Tensor = matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=state)
-    return y
+    return matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=quant_state(base))  # type: ignore[no-any-return]
 
 
 class _FourBitProducts(torch.autograd.Function):
@@ -108,9 +105,7 @@ def frozen_weight(base: nn.Linear) -> Tensor:
         return base.weight
     from bitsandbytes.functional import dequantize_4bit
 
-    state = quant_state(base)
-    W: Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
-    return W
+    return dequantize_4bit(base.weight.view(-1, 1), quant_state(base))  # type: ignore[no-any-return]
 
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:

@@ -106,6 +106,11 @@ class LoRALinear(nn.Module):
         Raises:
             ValueError: `four_bit` for a base that is not in 4 bits, or a base that does more than multiply.
         """
+        self.require_mergeable(four_bit)
+        return linear_like(self.base, self.merged_weight(), four_bit).train(self.training)
+
+    def require_mergeable(self, four_bit: bool = False) -> None:
+        """Refuse what `merge` refuses."""
         if not is_called_plainly(self.base):
             raise ValueError(
                 "The base has hooks or a forward pass of its own, which no merged weight can replace: "
@@ -113,7 +118,6 @@ class LoRALinear(nn.Module):
             )
         if four_bit and not is_four_bit(self.base):
             raise ValueError("The base is not in 4 bits: merge without four_bit, and quantize the merged model.")
-        return linear_like(self.base, self.merged_weight(), four_bit).train(self.training)
 
     def train(self, mode: bool = True) -> LoRALinear:
         super().train(mode)

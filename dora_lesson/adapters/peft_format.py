@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.core import first_problem
 
-CONFIG, WEIGHTS, _CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Keys of a configuration that say nothing about what the adapter computes over a linear layer.
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
@@ -71,12 +72,11 @@ class AdapterConfig(BaseModel):
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """Write the hand-written adapters to a folder in PEFT's format and return it.
 
-    The folder is written whole beside `path` and then renamed, so that a call that is cut off loses nothing. A
-    README.md in it stays.
+    Both files are written whole and then take the place of those of an earlier adapter; other files stay.
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
-            or `path` holds other files.
+            or `path` is a file.
     """
     from peft import LoraConfig
 
@@ -85,37 +85,35 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     if len({(type(x), x.use_rslora, x.dropout.p) for x in layers.values()}) > 1:
         raise ValueError("The layers differ in method, use_rslora or lora_dropout, and one folder holds one of each.")
     path = Path(path).expanduser().resolve()
-    if path in (here := Path.cwd(), *here.parents):
-        raise ValueError(f"{path} is the folder that you are in: choose one of its own, such as {path / 'adapter'}.")
-    files = {p.name for p in path.iterdir()} if path.is_dir() else {path.name} if path.exists() else set()
-    if other := sorted(files - {CONFIG, WEIGHTS, _CARD}):
-        raise ValueError(f"{path} holds {other[0]}, which is not part of an adapter: choose a folder of its own.")
+    if path.is_file():
+        raise ValueError(f"{path} is a file: choose a folder.")
     config = LoraConfig(
         r=first.r,
-        lora_alpha=first.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=_alpha(first),  # type: ignore[arg-type]
         lora_dropout=first.dropout.p,
         use_dora=isinstance(first, DoRALinear),
         use_rslora=first.use_rslora,
-        rank_pattern={name: x.r for name, x in layers.items() if x.r != first.r},
-        alpha_pattern={name: x.lora_alpha for name, x in layers.items() if x.lora_alpha != first.lora_alpha},  # type: ignore[misc]
+        rank_pattern={f"^{re.escape(name)}": x.r for name, x in layers.items() if x.r != first.r},
+        alpha_pattern={f"^{re.escape(name)}": _alpha(x) for name, x in layers.items() if _alpha(x) != _alpha(first)},  # type: ignore[misc]
         target_modules=_shortest_names(model, layers),
         task_type="CAUSAL_LM" if hasattr(model, "generate") else None,
         base_model_name_or_path=base_name(model),
         inference_mode=True,
     )
-    tensors = _all_tensors(layers)
-    partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed call left
-    partial.mkdir(parents=True)
-    config.save_pretrained(str(partial))
-    save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, partial / WEIGHTS, {"format": "pt"})
-    if path.exists():
-        if (path / _CARD).is_file():
-            shutil.copy2(path / _CARD, partial / _CARD)
-        os.replace(path, previous)
-    os.replace(partial, path)
-    shutil.rmtree(previous, ignore_errors=True)
+    tensors = {key: t.detach().cpu().contiguous() for key, t in _all_tensors(layers).items()}
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as partial:
+        config.save_pretrained(partial)
+        save_file(tensors, f"{partial}/{WEIGHTS}", {"format": "pt"})
+        for name in (WEIGHTS, CONFIG):
+            os.replace(f"{partial}/{name}", path / name)
     return path
+
+
+def _alpha(layer: LoRALinear) -> float:
+    """The alpha that gives a layer's scaling, which may have been changed."""
+    alpha = layer.scaling * (math.sqrt(layer.r) if layer.use_rslora else layer.r)
+    return layer.lora_alpha if math.isclose(alpha, layer.lora_alpha) else alpha
 
 
 def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False) -> nn.Module:
@@ -139,7 +137,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
             f"{path} was trained on {trained_on}, but this model is {here}: load that base first, or pass "
             "any_base=True if they are the same under two names."
         )
-    tensors = _without_the_bases_own(model, tensors)
+    # PEFT adds the base's own weights where `lm_head` is adapted: they count where they differ.
+    own = model.state_dict() if any(".lora_" not in key for key in tensors) else {}
+    tensors = {key: t for key, t in tensors.items() if not _is_the_bases(key, t, own)}
     names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key})
     if not names:
         raise ValueError(f"{path / WEIGHTS} does not hold an adapter: save it again.")
@@ -177,17 +177,9 @@ def _mismatch(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     return ""
 
 
-def _without_the_bases_own(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file but for unchanged weights of the base, which PEFT adds where `lm_head` is adapted."""
-    others = [key for key in tensors if ".lora_" not in key]
-    own = model.state_dict() if others else {}
-
-    def unchanged(key: str) -> bool:
-        weight = own.get(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
-        t = tensors[key]
-        return weight is not None and weight.shape == t.shape and torch.equal(weight.cpu(), t.to(weight.dtype))
-
-    return {key: t for key, t in tensors.items() if not (key in others and unchanged(key))}
+def _is_the_bases(key: str, t: Tensor, own: dict[str, Tensor]) -> bool:
+    weight = own.get(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
+    return weight is not None and weight.shape == t.shape and torch.equal(weight.cpu(), t.to(weight.dtype))
 
 
 def _bare_name(name: str) -> str:
@@ -242,7 +234,10 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         raise ValueError(f"{path / WEIGHTS} is cut or damaged ({error}): copy or save it again.") from None
 
 
-def _shortest_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
-    """Last parts of the names where these select exactly the adapted layers, as in q_proj; else the names in full."""
-    short = sorted({name.split(".")[-1] for name in layers})
-    return short if set(inject.matching_linears(model, short)) == set(layers) else sorted(layers)
+def _shortest_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str] | str:
+    """What selects the adapted layers and no other: last parts, as in q_proj, else whole names, else a pattern."""
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)]
+    for names in (sorted({name.split(".")[-1] for name in layers}), sorted(layers)):
+        if {m for m in modules if any(m == name or m.endswith(f".{name}") for name in names)} == {*layers}:
+            return names
+    return "|".join(map(re.escape, sorted(layers)))

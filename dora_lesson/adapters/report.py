@@ -31,7 +31,7 @@ class AdapterReport:
 
     @property
     def is_dora(self) -> bool:
-        """Whether every adapted layer has a trainable magnitude."""
+        """Whether every adapted layer has a magnitude, which trains where A or B does."""
         return self.method == "DoRA" and not self.problems
 
     def __repr__(self) -> str:
@@ -66,8 +66,8 @@ def adapter_report(model: nn.Module) -> AdapterReport:
             row[1] += sum(t.numel() for t in tensors if t.requires_grad)
             row[2] += sum(t.numel() for t in tensors)
             if part.magnitude is not None:
-                if part.A.requires_grad and not part.magnitude.requires_grad:
-                    problems.append(f"{name}: A and B train, but the magnitude is frozen.")
+                if (part.A.requires_grad or part.B.requires_grad) and not part.magnitude.requires_grad:
+                    problems.append(f"{name}: the update trains, but the magnitude is frozen.")
                 known = starts.get(part.name, True) in _STARTS_AT_W and not getattr(module, "merged", False)
                 moved.append(_has_moved(part) if known else None)
     if not rows:

@@ -10,7 +10,7 @@ from dora_lesson.advisor.memory_fit import count_parameters, needed_gb, smallest
 from dora_lesson.advisor.request import INFERENCE, PRIORITIES, Request
 from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
-from dora_lesson.models.shapes import SHAPES
+from dora_lesson.memory.shapes import SHAPES
 
 CONSTRAINTS = ("vram_gb", "priority", "inference", "trainer", "gpus", "base_format", "sequence_length", "label")
 SHORTEST = 128  # tokens; shorter chats are not proposed

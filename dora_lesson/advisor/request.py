@@ -12,8 +12,8 @@ import torch
 
 from dora_lesson.core import whole
 from dora_lesson.memory.plan import KNOWN, hub_config
+from dora_lesson.memory.shapes import SHAPES, llama_config, require_language_model
 from dora_lesson.models.load import BUNDLED
-from dora_lesson.models.shapes import SHAPES, llama_config, require_language_model
 
 PRIORITIES = ("quality", "time", "memory")
 INFERENCE = ("merged", "unmerged", "4-bit")

@@ -12,7 +12,7 @@ from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.lora import LoRALinear
 from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, expect_tensor, is_whole, plain
 from dora_lesson.memory.estimate import estimate
-from dora_lesson.models.shapes import llama_config
+from dora_lesson.memory.shapes import llama_config
 
 ROOM = 14e9  # bytes of a T4's 15 GB that may be planned
 TOKENS = 4096  # of a step, at least

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from dora_lesson.adapters.inject import adapted_layers, insert_layers, matching_linears
 from dora_lesson.models.load import load_base
-from dora_lesson.task_api.dataset import Item, encode_chat, load_task_api
+from dora_lesson.task_api.chats import encode_chat
+from dora_lesson.task_api.dataset import Item, load_task_api
 from dora_lesson.training.finetune import Collator, finetune
 
 RunMethod = Literal["base", "qbase", "full", "lora", "dora", "lora_matched", "qlora", "qdora", "qlora_matched"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dora_lesson.adapters.inject import adapted_layers, merge_adapters
-from dora_lesson.task_api.dataset import Item, answer, load_task_api
+from dora_lesson.task_api.chats import answer
+from dora_lesson.task_api.dataset import Item, load_task_api
 from dora_lesson.task_api.scoring import score
 
 

@@ -124,7 +124,7 @@ def memory_bars(estimates: dict[str, Any], line: float) -> Figure:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     ax.axvline(line, color="black", ls="--", lw=1.2)
     ax.invert_yaxis()
-    ax.set(xlabel=f"GB at the peak of a step; the dashed line is {line:g} GB")
+    ax.set(xlabel=f"GB at the peak of a step; dashed: a card of {line:g} GB, such as a T4")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 

@@ -16,7 +16,7 @@ from dora_lesson.advisor.recommend import recommend
 from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS
 from dora_lesson.lesson import plots
 from dora_lesson.lesson.tree_figure import decision_tree
-from dora_lesson.models.shapes import SHAPES
+from dora_lesson.memory.shapes import SHAPES
 from dora_lesson.task_api.app import Assistant, TaskList
 
 
@@ -154,7 +154,9 @@ class Conversation(ipywidgets.VBox):
         self.said, self.table = ipywidgets.HTML(), ipywidgets.HTML()
         self.request.observe(lambda change: self._ask(), names="value")  # Enter, and a click elsewhere
         self.send.on_click(lambda _: self._ask())
-        self.undo.on_click(lambda _: self._show("Taken back." if tasks.undo() else "There is nothing to take back."))
+        self.undo.on_click(
+            lambda _: self._show("The last change is taken back." if tasks.undo() else "There is nothing to take back.")
+        )
         self._show("Type a request.")
         row = ipywidgets.HBox([self.request, self.send, self.undo])
         super().__init__([self.which, row, self.said, self.table])
@@ -164,7 +166,11 @@ class Conversation(ipywidgets.VBox):
         if not request:  # the line above calls this again
             return
         self.said.value = "<i>thinking ...</i>"
-        turn = self.assistants[self.which.value].ask(request)
+        try:
+            turn = self.assistants[self.which.value].ask(request)
+        except Exception as error:
+            self._show(f"<b>{html.escape(request)}</b><br>No reply ({html.escape(str(error))}). Send it again.")
+            raise
         call = f"<br><code>{html.escape(turn.call_line)}</code>"
         self._show(f"<b>{html.escape(request)}</b><br>{html.escape(turn.text)}{call}")
 

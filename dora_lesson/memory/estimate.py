@@ -14,8 +14,8 @@ from torch import nn
 from dora_lesson.adapters.inject import add_adapters, matching_linears
 from dora_lesson.core import whole
 from dora_lesson.memory.peft_extra import peft_extra
+from dora_lesson.memory.shapes import require_language_model
 from dora_lesson.memory.tracking import saved_by
-from dora_lesson.models.shapes import require_language_model
 
 METHODS = ("full", "lora", "dora", "qlora", "qdora")
 # Bytes of states for a trained parameter; 8-bit AdamW has a float32 scale for 256 elements of either state.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dora_lesson.memory.estimate import adapter_parameters, estimate
+from dora_lesson.memory.shapes import llama_config
 from dora_lesson.memory.tracking import free_bytes
 from dora_lesson.models.load import (
     BUNDLED,
@@ -19,7 +20,6 @@ from dora_lesson.models.load import (
     default_dtype,
     explained,
 )
-from dora_lesson.models.shapes import llama_config
 
 # Models whose shape is known without asking the hub, and whether their licence has to be accepted there first.
 KNOWN = {

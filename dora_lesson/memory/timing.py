@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from dora_lesson.adapters.inject import add_adapters, matching_linears, remove_adapters
 from dora_lesson.memory.estimate import estimate
+from dora_lesson.memory.shapes import llama_config
 from dora_lesson.memory.tracking import free_bytes, measure_peak_memory
 from dora_lesson.models.load import default_device, has_bfloat16
-from dora_lesson.models.shapes import llama_config
 
 
 def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dora_lesson.core import SetupError
 from dora_lesson.models.bundled import HUB_NAME, cache_folder, prepare, quiet_transformers
@@ -52,16 +54,20 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if four_bit:
                 options["quantization_config"] = four_bit_config(number)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=number, device_map={"": place}, use_safetensors=True, **options
-            )
-    except (OSError, ValueError, ImportError) as error:
+            options |= {"dtype": number, "device_map": {"": place}, "use_safetensors": True}
+            model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if not bundled:
             raise explained(source, error) from error
         raise SetupError(
             f"The bundled model in {cache_folder()} cannot be read: delete that folder, run "
             "`python -m dora_lesson prepare`, then try again."
         ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+        raise SetupError(
+            f"{source} has no weights for {missing[0]}: where adapters were in the model when it was saved, merge them "
+            "before, with merge_adapters."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if bundled:
@@ -114,8 +120,12 @@ def _device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}, which torch does not know: pass 'cpu', 'cuda' or 'cuda:1'.") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise SetupError(f"device is {device!r}, but torch sees no CUDA GPU here: pass device='cpu', or leave it out.")
+    try:
+        torch.empty(0, device=place)  # it says whether the device is there
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise SetupError(
+            f"device is {device!r}, but torch sees no such device here: pass device='cpu', or leave it out."
+        ) from None
     return place
 
 
@@ -136,6 +146,7 @@ _REASONS = {
     f"run `hf auth login`, and try again, or use {OPEN_ALTERNATIVE}, which needs no account.",
     r"RepositoryNotFoundError|HFValidationError|is not a valid model identifier": "{0} is neither a folder here nor a "
     "model of the hub: check its spelling (owner/name), or log in with `hf auth login` if it is private.",
+    r"SafetensorError": "The weights of {0} are cut short or damaged: get them again.",
     r"bitsandbytes": "4-bit loading does not work here: run `pip install -U bitsandbytes`, or pass four_bit=False.",
     r"safetensors": "{0} has no weights in the safetensors format, and this course loads no other: choose a model that "
     f"has, such as {OPEN_ALTERNATIVE}.",
@@ -150,7 +161,9 @@ def explained(source: str, error: Exception) -> SetupError:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    page = f"https://huggingface.co/{source}"
+    page = "that folder" if Path(source).is_dir() else f"https://huggingface.co/{source}"
     other = f"{source} cannot be loaded ({type(error).__name__}): look at {page} for its files and format."
+    if (Path(source) / "adapter_config.json").is_file():
+        return SetupError(f"{source} holds an adapter: load its base, then add it with load_adapters.")
     sentence = next((sentence for words, sentence in _REASONS.items() if re.search(words, text)), other)
     return SetupError(sentence.format(source))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call, read_call, reply_text
-from dora_lesson.task_api.dataset import answer
-from dora_lesson.task_api.days import as_date, clock, day_word, resolve
+from dora_lesson.task_api.chats import answer
+from dora_lesson.task_api.days import as_date, clock, day_word, first_and_last
+from dora_lesson.task_api.words import content_words
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TaskList:
             raise ValueError("I found no call in that reply, so the list is as it was. Will you say it in other words?")
         try:
             read = read_call(call)
-            days = {key: resolve(call[key], self.today) for key in ("due", "until") if call.get(key) is not None}
+            days = {key: first_and_last(call[key], self.today) for key in ("due", "until") if call.get(key) is not None}
         except ValueError as error:
             problem = str(error).rstrip(".")
             raise ValueError(f"I can't do that: {problem}. The list is as it was; will you say it again?") from None
@@ -82,8 +83,8 @@ class TaskList:
             have = {0: "is empty", 1: "has one task"}.get(len(self.open), f"has {len(self.open)} tasks")
             raise ValueError(f"There is no task {number}: the list {have}. Which one do you mean?")
         before = ([*self.open], [*self.done])
-        given = {key: getattr(read, key) for key in ("title", "time", "priority") if key in read.model_fields_set}
-        given |= {"due": days.get("due")} if "due" in read.model_fields_set else {}
+        given = read.model_dump(include={"title", "time", "priority", "due"}, exclude_unset=True)
+        given |= {"due": days["due"][0]} if "due" in days else {}
         match read.action:
             case "create":
                 self.open.append(Task(**given))
@@ -124,12 +125,15 @@ class TaskList:
         return self.table().to_string() if self.open or self.done else "no tasks"
 
 
-def _is_asked_for(task: Task, call: Call, days: dict[str, datetime.date]) -> bool:
-    """Whether a list or a search is about this task."""
+def _is_asked_for(task: Task, call: Call, days: dict[str, tuple[datetime.date, datetime.date]]) -> bool:
+    """Whether a list or a search is about this task. A word of a search may be the beginning of one in the title."""
+    asked = [word.removesuffix("s") for word in content_words(str(call.get("query", "")))]
+    words = content_words(task.title)
+    first = days["due"][0] if "due" in days else datetime.date.min
+    last = min(last for _, last in days.values()) if days else datetime.date.max
     return (
-        all(word in task.title.lower() for word in str(call.get("query", "")).lower().split())
-        and ("due" not in days or task.due == days["due"])
-        and ("until" not in days or (task.due is not None and task.due <= days["until"]))
+        all(any(word.startswith(part) for word in words) for part in asked)
+        and (not days or (task.due is not None and first <= task.due <= last))
         and call.get("priority") in (None, task.priority)
     )
 

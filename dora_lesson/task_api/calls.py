@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from dora_lesson.task_api.days import clock, meaning_of
-from dora_lesson.task_api.days import resolve as resolve
 
 Call = dict[str, Any]
 
 
-def _is_a_day(due: str) -> str:
-    meaning_of(due)  # the calendar need not have it: that is for the app to say
-    return due
+def _number(task: Any) -> Any:
+    """The number in "4" and "#4"; anything else as it is."""
+    found = re.fullmatch(r"\s*#?\s*(\d{1,9})\s*", task) if isinstance(task, str) else None
+    return int(found[1]) if found else task
 
 
-def _is_a_time(time: str) -> str:
-    clock(time)
-    return time
+def _read_by(read: Callable[[str], Any]) -> AfterValidator:
+    """Take what `read` understands, as it was said."""
+    return AfterValidator(lambda said: (read(said), said)[1])
 
 
-_Number = Annotated[int, Field(gt=0, description="the number of a task")]
+_Number = Annotated[int, Field(gt=0), BeforeValidator(_number), Field(description="the number of a task")]
 _Text = Annotated[str, Field(pattern=r"\S", description="a text")]
-_Day = Annotated[str, AfterValidator(_is_a_day), Field(description="a day such as tomorrow, thursday or 14 march")]
-_Time = Annotated[str, AfterValidator(_is_a_time), Field(description="a time such as 3pm or 15:00")]
+# The calendar need not have the day: that is for the app to say.
+_Day = Annotated[str, _read_by(meaning_of), Field(description="a day such as tomorrow, thursday or 14 march")]
+_Time = Annotated[str, _read_by(clock), Field(description="a time such as 3pm or 15:00")]
 _Priority = Annotated[Literal["high", "low"], Field(description="high or low")]
 
 
@@ -97,9 +109,9 @@ class Nothing(_Call):
     action: Literal["none"]
 
 
-AnyCall = Annotated[Create | Complete | Update | Delete | List | Search | Nothing, Field(discriminator="action")]
 ACTIONS = ["create", "complete", "update", "delete", "list", "search", "none"]
-_CALLS: TypeAdapter[Any] = TypeAdapter(AnyCall)
+_ANY = Create | Complete | Update | Delete | List | Search | Nothing
+_CALLS: TypeAdapter[Any] = TypeAdapter(Annotated[_ANY, Field(discriminator="action")])
 
 
 def read_call(call: Any) -> Any:

@@ -27,27 +27,38 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
     Raises:
         ValueError: this is not a day, or not one of the calendar, or `today` is not a date.
     """
+    return first_and_last(due, today)[0]
+
+
+def first_and_last(due: str, today: datetime.date) -> tuple[datetime.date, datetime.date]:
+    """The dates from and to which a day lasts, said today: one day, or the weekend's two, or next week's seven.
+
+    Raises:
+        ValueError: as in `resolve`.
+    """
     meaning, today = meaning_of(due), as_date(today, "today")
+    more = {"next week": 6, "weekend": 1, "next weekend": 1}.get(_said(due), 0)
     try:
-        return meaning(today)
+        first = meaning(today)
+        return first, first + datetime.timedelta(more)
     except (ValueError, OverflowError):
         raise ValueError(f"The calendar has no day {due!r}.") from None
 
 
 def as_date(day: Any, name: str) -> datetime.date:
     """The date of a date or a `datetime`."""
-    if not isinstance(day, datetime.date):
+    if not isinstance(day, datetime.date) or day != day:  # pandas has a date that is none, unlike itself
         raise ValueError(f"{name} is {day!r}, but a date is expected, such as datetime.date(2026, 3, 2).")
     return day.date() if isinstance(day, datetime.datetime) else day
 
 
-def clock(time: str) -> str:
+def clock(time: str | datetime.time) -> str:
     """A time of day on the 24-hour clock: "15:00" for "3pm", "3:00 pm", "15:00" and "at 3pm"; "12:00" for "noon".
 
     Raises:
         ValueError: this is not a time of day.
     """
-    said = time.strip().lower()
+    said = str(time).strip().lower() if not isinstance(time, datetime.time) else f"{time:%H:%M}"
     found = re.fullmatch(r"(?:at )?(\d{1,2})(?::(\d\d))?(?:\s?([ap])\.?m\.?)?", _HOURS.get(said, said))
     if found and (found[2] or found[3]):
         hour, minute = int(found[1]), int(found[2] or 0)
@@ -60,12 +71,16 @@ def clock(time: str) -> str:
 
 def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
     """What makes a date of today, for a day as it was said."""
-    said = re.sub(r"[.,](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
-    said = re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said)
     for pattern, meaning in _DAYS.items():
-        if found := re.fullmatch(pattern, said):
+        if found := re.fullmatch(pattern, _said(due)):
             return functools.partial(meaning, *found.groups())
     raise ValueError(f"{due!r} is not a day: say one such as tomorrow, thursday, the 14th or 14 march.")
+
+
+def _said(due: str) -> str:
+    """A day in lower case, without what may stand before it and the endings of its numbers."""
+    said = re.sub(r"[.,](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
+    return re.sub(r"\s+", " ", re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said))
 
 
 def day_word(date: datetime.date, today: datetime.date) -> str:

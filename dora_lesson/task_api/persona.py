@@ -12,7 +12,11 @@ from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
 _REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
 _CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
-_NAMED_DAYS = re.compile(rf"\b(today|tomorrow|yesterday|{'|'.join([*WEEKDAYS, *MONTHS])})\b")
+_MONTHS, _NTH = "|".join(MONTHS), r"\d{1,2}(?:st|nd|rd|th)"  # a month counts beside a number alone: "may" is a verb
+_NAMED_DAYS = re.compile(
+    rf"\b(today|tomorrow|yesterday|{'|'.join(WEEKDAYS)}|{_NTH}|\d{{1,2}} (?:{_MONTHS})|(?:{_MONTHS}) \d{{1,2}})\b"
+)
+_BESIDE_TODAY = {"yesterday": -1, "today": 0, "tomorrow": 1}
 _NAMED_TIMES = re.compile(r"\b(noon|midnight|\d{1,2}(?::\d\d)?\s?[ap]\.?m|\d{1,2}:\d\d)\b")
 
 
@@ -30,11 +34,12 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
       that can be met, or action where none was called for, gives 0.
 
     A text that contradicts its call loses the points for acknowledge, deliver and boundaries: one that claims what the
-    call does not do, that says of another task what the call does to this one, or that names another day or time. A
-    reply with fewer than four words of text gets no points for vocabulary and boundaries.
+    call does not do, that says of another task what the call does to this one, that names another day or time, or that
+    asks alone where the call acts. A reply with fewer than four words of text gets no points for vocabulary and
+    boundaries.
     """
-    system, user = (message["content"] for message in item["messages"][:2])
-    call, expected = find_call(reply), reference_call(item)
+    system, user = item["messages"][0]["content"], item["messages"][-2]["content"]
+    call, expected = find_call(reply) or {}, reference_call(item)
     text = reply_text(reply)
     low = text.lower().replace("\u2019", "'")
     sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", low) if s]
@@ -43,14 +48,13 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
     matter = stems_of(user) | stems_of(_subject(expected, titles))
     every = matter | {stem for title in titles.values() for stem in stems_of(title)}
-    does = call is not None and _says_what_it_does(call, low, stems & every, titles)
-    shows = does and expected["action"] == call["action"] == "list"  # type: ignore[index]
+    does = _says_what_it_does(call, low, stems & every, titles)
+    shows = does and expected["action"] == call.get("action") == "list"
     taken_up = bool(stems & matter) or not matter or shows
     points = {"acknowledge": 2 * taken_up or int(bool(stems & every))}
     lines = call_lines(reply)
-    valid = len(lines) == 1 and call is not None and validate_call(call) is None
-    valid = valid and call["action"] == expected["action"]  # type: ignore[index]
-    valid = valid and ("task" not in call or str(call["task"]) in titles)  # type: ignore[operator, index]
+    valid = len(lines) == 1 and validate_call(call) is None and call["action"] == expected["action"]
+    valid = valid and ("task" not in call or str(call["task"]) in titles)
     points["deliver"] = int(valid) + int(does)
     last = sentences[-1] if sentences else ""
     offers = last.endswith("?") or bool(_OFFER.match(last))
@@ -61,18 +65,20 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     lapses = any(phrase in low for phrase in BANNED) + ("!" in text) + (len(threes) > len(set(threes)))
     lapses += words > 60 or len(sentences) > 4
     points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
-    acts = call is not None and call.get("action") != "none"
+    acts = call.get("action", "none") != "none"
     holds = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(said)
     points["boundaries"] = 2 if holds and words >= 4 else 0
-    if contradicts(said, call or {"action": "none"}, user, tasks):
+    today = re.search(r"today is (\w+)", system.lower())
+    only_asks = acts and not said
+    if only_asks or contradicts(said, call or {"action": "none"}, user, tasks, today[1] if today else ""):
         points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
     return points
 
 
-def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> bool:
+def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], today: str = "") -> bool:
     """Whether what a reply states, in lower case and without its questions, disagrees with its call.
 
-    `tasks` are the lines of the list, by number.
+    `tasks` are the lines of the list, by number; `today` is the weekday.
     """
     action = call.get("action")
     changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
@@ -84,15 +90,24 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str]) -> b
     if own in tasks and not stems_of(tasks[own]) & stems and any(stems_of(line) & elsewhere for line in others):
         return True
     known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
-    return bool(_named(said) - _named(known.lower()))
+    meant = set(re.findall(r"[1-9]\d*", known)).union(*_named(known.lower(), today))
+    return any(not readings & meant for readings in _named(said, today))
 
 
-def _named(text: str) -> set[str]:
-    """The days and the times, by the clock, that a text in lower case names."""
-    named = set(_NAMED_DAYS.findall(text))
+def _named(text: str, today: str) -> list[set[str]]:
+    """For each day and time that a text in lower case names, what it may mean: 3:15 is in the night or at noon."""
+    named = []
+    for day in _NAMED_DAYS.findall(text):
+        readings = set(re.findall(r"\d+", day)) or {day}
+        if today in WEEKDAYS and day in _BESIDE_TODAY:
+            readings.add(WEEKDAYS[(WEEKDAYS.index(today) + _BESIDE_TODAY[day]) % 7])
+        named.append(readings)
     for time in _NAMED_TIMES.findall(text):
-        with contextlib.suppress(ValueError):
-            named.add(clock(time))
+        readings = set()
+        for half in ("", " am", " pm"):
+            with contextlib.suppress(ValueError):
+                readings.add(clock(time + half))
+        named.append(readings or {time})
     return named
 
 

@@ -3,61 +3,56 @@
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from dora_lesson.task_api.calls import Call, find_call
-from dora_lesson.task_api.dataset import CATEGORIES, Item, reference_call
+from dora_lesson.task_api.calls import Call, find_call, read_call, validate_call
+from dora_lesson.task_api.dataset import CATEGORIES, Item, reference_call, require_items
 from dora_lesson.task_api.days import clock, resolve
 from dora_lesson.task_api.persona import persona_points
 from dora_lesson.task_api.words import content_words
 
-_DAYS = datetime.date(2024, 1, 1), datetime.date(2024, 8, 15)
+# On these, months and years end differently: days that fall together on all of them mean the same.
+_TODAYS = [datetime.date(*day) for day in ((2024, 1, 1), (2024, 8, 15), (2025, 2, 26), (2026, 4, 14), (2027, 12, 30))]
 
 
 def normalize(call: Call) -> Call:
     """A call in the form in which calls are compared.
 
-    Texts lose case and outer spaces. Titles and queries are compared as sets of words, without punctuation and
-    without the stop words, days and times by what they mean. The order of keys does not count, nor whether a task's
-    number is written as text. A field that is null is left out, but in an update, where null removes a value.
+    Titles and queries are compared as sets of words, without punctuation and without the stop words, days and times
+    by what they mean. The order of keys does not count, nor whether a task's number is written as text. A field that
+    is null is left out, but in an update, where null removes a value.
+
+    Raises:
+        ValueError: the list would refuse the call.
     """
     normal: Call = {}
-    for key, value in call.items():
-        if value is None and call.get("action") != "update":
+    for key, value in read_call(call).model_dump(exclude_unset=True).items():
+        if value is None and call["action"] != "update":
             continue
         if key in ("title", "query"):
-            normal[key] = frozenset(content_words(str(value)))
+            normal[key] = frozenset(content_words(value))
         elif key in ("due", "until", "time") and value is not None:
-            normal[key] = _meaning(key, str(value))
-        elif key == "task" and re.fullmatch(r"#?\s*\d{1,9}", str(value).strip()):
-            normal[key] = int(str(value).strip().lstrip("# "))
+            normal[key] = _meaning(key, value)
         else:
-            normal[key] = str(value).strip().lower() if value is not None else None
+            normal[key] = value
     return normal
 
 
 def _meaning(key: str, said: str) -> Any:
-    """A time by the clock, and what a day means on a Monday and on a Thursday: other words may say the same."""
+    """A time by the clock, and the dates that a day is on some todays: other words may say the same."""
     try:
-        return clock(said) if key == "time" else tuple(resolve(said, day) for day in _DAYS)
+        return clock(said) if key == "time" else tuple(resolve(said, day) for day in _TODAYS)
     except ValueError:
         return said.strip().lower()
 
 
 def is_right(reply: str, item: Item) -> bool:
-    """Whether the reply's call is valid and equals the reference after `normalize`."""
+    """Whether the list takes the reply's call, and it equals the reference after `normalize`."""
     call, reference = find_call(reply), reference_call(item)
-    return call is not None and normalize(call) == normalize(reference)
-
-
-def has_right_action(reply: str, item: Item) -> bool:
-    """Whether the reply's call has the reference's action, whatever else it holds."""
-    call = find_call(reply)
-    return call is not None and call["action"] == reference_call(item)["action"]
+    return validate_call(call) is None and normalize(call or {}) == normalize(reference)
 
 
 @dataclass(repr=False)
@@ -84,20 +79,12 @@ class Scores:
         """Mean points of the rubric, 0 to 10."""
         return sum(self.persona) / len(self.persona)
 
-    def table(self) -> list[tuple[str, int, float, float, float]]:
-        """One row a category, in the set's order: name, items, exact calls, right actions, persona consistency."""
-        by_name = {name: [i for i, other in enumerate(self.categories) if other == name] for name in CATEGORIES}
-        return [
-            (
-                name,
-                len(items),
-                fmean(self.right[i] for i in items),
-                fmean(self.right_action[i] for i in items),
-                fmean(self.persona[i] for i in items),
-            )
-            for name, items in by_name.items()
-            if items
-        ]
+    def table(self) -> list[tuple[Any, ...]]:
+        """One row a category, the set's own first: name, items, exact calls, right actions, persona consistency."""
+        rows = list(zip(self.categories, self.right, self.right_action, self.persona, strict=True))
+        names = [name for name in dict.fromkeys([*CATEGORIES, *self.categories]) if name in self.categories]
+        by_name = {name: [row[1:] for row in rows if row[0] == name] for name in names}
+        return [(name, len(found), *map(fmean, zip(*found, strict=True))) for name, found in by_name.items()]
 
     def __repr__(self) -> str:
         all_items = ("all", len(self.right), self.task_accuracy, self.action_accuracy, self.persona_consistency)
@@ -108,20 +95,22 @@ class Scores:
         return "\n".join([f"{'category':11} items  exact call  right action  persona 0-10", *lines])
 
 
-def score(replies: Sequence[str], items: Iterable[Item]) -> Scores:
+def score(replies: Iterable[str], items: Iterable[Item]) -> Scores:
     """Exact calls, right actions and persona consistency of replies to items.
 
     Raises:
-        ValueError: there are not as many replies as items, or none, or one of them is no text.
+        ValueError: there are not as many replies as items, or none, or one of them is no text, or an item has no
+            reference.
     """
-    items = list(items)
+    replies, items = list(replies), require_items(items)
     if other := [reply for reply in replies if not isinstance(reply, str)]:
         raise ValueError(f"A reply is {other[0]!r}, but a text is expected.")
     if len(replies) != len(items) or not items:
         raise ValueError(f"There are {len(replies)} replies for {len(items)} items: pass one reply an item.")
+    pairs = list(zip(replies, items, strict=True))
     return Scores(
-        [is_right(reply, item) for reply, item in zip(replies, items, strict=True)],
-        [has_right_action(reply, item) for reply, item in zip(replies, items, strict=True)],
-        [sum(persona_points(reply, item).values()) for reply, item in zip(replies, items, strict=True)],
-        [item["category"] for item in items],
+        [is_right(reply, item) for reply, item in pairs],
+        [(find_call(reply) or {}).get("action") == reference_call(item)["action"] for reply, item in pairs],
+        [sum(persona_points(reply, item).values()) for reply, item in pairs],
+        [item.get("category") or "other" for item in items],
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerState
@@ -65,7 +66,8 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
     complete = {}
     for path in folder.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, json.JSONDecodeError):  # the state is cut or missing: skip this checkpoint
+        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):  # cut or missing: skip this one
+            safe_open(path / _TRAINED, "pt")
             complete[json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]] = path
     return complete[max(complete)] if complete else None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import numbers
+import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_order
 from dora_lesson.core import whole
-from dora_lesson.task_api.dataset import Item, encode_chat, pad_token_id
+from dora_lesson.task_api.chats import encode_chat, pad_token_id
+from dora_lesson.task_api.dataset import Item, require_items
 from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, digest, last_checkpoint
 
 
@@ -35,7 +36,6 @@ class FineTuneResult:
     peak_memory_bytes: int
     trained_parameters: int
     resumed_from: int = 0
-    rates: list[float] = field(default_factory=list)
 
 
 def finetune(
@@ -48,7 +48,6 @@ def finetune(
     learning_rate: float,
     seed: int = 0,
     gradient_accumulation_steps: int = 1,
-    warmup_share: float = 0.1,
     output_dir: str | Path | None = None,
     save_every: int | None = None,
     callbacks: Iterable[TrainerCallback] = (),
@@ -66,7 +65,7 @@ def finetune(
         train: items with `messages`.
         steps, gradient_accumulation_steps: optimizer steps, and forward passes a step.
         batch_size: chats a device and forward pass.
-        learning_rate, warmup_share: the highest rate, and the share of the steps over which it rises.
+        learning_rate: the highest rate, reached after a tenth of the steps.
         seed: of the batch order and of dropout.
         output_dir: folder for checkpoints. If it holds a checkpoint of this very run (base, adapter, data and settings
             alike), the run goes on from there.
@@ -85,13 +84,19 @@ def finetune(
     )
     (seed,) = whole(0, seed=seed)
     (save_every,) = [None] if save_every is None else whole(save_every=save_every)
-    _require_rates(learning_rate, warmup_share)
-    learning_rate, warmup_share = float(learning_rate), float(warmup_share)
+    if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
+        raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
+    learning_rate = float(learning_rate)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "warmup_share": warmup_share}
+    settings["gradient_accumulation_steps"] = gradient_accumulation_steps
     if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
-    chats = [encode_chat(tokenizer, item["messages"], max_length) for item in train]
+    chats = []
+    for number, item in enumerate(require_items(train), start=1):
+        try:
+            chats.append(encode_chat(tokenizer, item["messages"], max_length))
+        except ValueError as error:
+            raise ValueError(f"Item {number}: {error}") from None
     if not chats:
         raise ValueError("There are no items to train on: pass a split of the set.")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -104,7 +109,9 @@ def finetune(
         )
     restore_order(model)  # the model may have answered before
     device = next(model.parameters()).device
-    folder = Path(output_dir) if output_dir is not None else None
+    folder = Path(output_dir).expanduser() if output_dir else None
+    if folder and folder.is_file():
+        raise ValueError(f"output_dir is {folder}, which is a file: pass a folder.")
     settings |= describe_run(model, trained) | {"chats": digest([[c["input_ids"], c["labels"]] for c in chats])}
     checkpoint = last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
@@ -116,7 +123,7 @@ def finetune(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
         learning_rate=learning_rate,
-        warmup_steps=round(warmup_share * steps),
+        warmup_steps=round(0.1 * steps),
         seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -131,7 +138,10 @@ def finetune(
         ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
     curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
-    with _adapters_declared(model):
+    packed = getattr(model, "is_quantized", False)
+    try:
+        if packed and adapted_layers(model):
+            model.is_quantized = False  # else the trainer refuses it: it knows only PEFT's as adapters
         trainer = TrainedOnly(
             model=model,
             args=arguments,
@@ -139,11 +149,15 @@ def finetune(
             data_collator=Collator(pad_token_id(model, tokenizer)),
             callbacks=[curve, *callbacks],
         )
+    finally:
+        if packed:
+            model.is_quantized = True
     trainer.remove_callback(PrinterCallback)
     trainer.accelerator.wait_for_everyone()  # all have looked into the folder before anything is written there
     if folder and trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN).write_text(json.dumps(settings))
+        (folder / f"{RUN}.part").write_text(json.dumps(settings))
+        os.replace(folder / f"{RUN}.part", folder / RUN)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
@@ -164,21 +178,7 @@ def finetune(
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
         trained_parameters=sum(p.numel() for p in trained.values()),
         resumed_from=resumed_from,
-        rates=[entry["learning_rate"] for entry in log],
     )
-
-
-@contextlib.contextmanager
-def _adapters_declared(model: Any) -> Iterator[None]:
-    """Let the trainer take a 4-bit base with adapters written by hand; it knows only PEFT's as adapters."""
-    if not adapted_layers(model) or not getattr(model, "is_quantized", False):
-        yield
-        return
-    model.is_quantized = False
-    try:
-        yield
-    finally:
-        model.is_quantized = True
 
 
 def _needs_loss_scaling(model: Any, device: torch.device) -> bool:
@@ -223,10 +223,3 @@ class _Curve(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.peak = max(self.peak, psutil.Process().memory_info().rss)
         self.bar.update(state.global_step - self.bar.n)
-
-
-def _require_rates(learning_rate: Any, warmup_share: Any) -> None:
-    if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
-        raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
-    if not isinstance(warmup_share, numbers.Real) or not 0 <= float(warmup_share) <= 1:
-        raise ValueError(f"warmup_share is {warmup_share!r}, but a share from 0 to 1 is expected.")

@@ -1,0 +1,142 @@
+"""A chat as a model takes it: encoded for training with the reply's labels, and asked for a reply."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dora_lesson.adapters.linear4bit import restore_order
+from dora_lesson.core import whole
+from dora_lesson.task_api.dataset import Item, require_items
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int = 1024) -> dict[str, list[int]]:
+    """Token ids of a chat, with labels on the assistant's last message and the token that ends its turn alone.
+
+    Everything before it (rules, request, the header of the reply) and the line break after it carry the label -100,
+    which the loss leaves out.
+
+    Raises:
+        ValueError: the last message is not the assistant's, the chat is longer than `max_length` tokens, or the
+            tokenizer's chat template cannot be trained on; the message says why.
+    """
+    if (role := messages[-1]["role"]) != "assistant":
+        raise ValueError(f"The last message is the {role}'s, but the assistant's is expected.")
+    reply = messages[-1].get("content") or ""
+    if not reply.strip() or reply != reply.lstrip():
+        raise ValueError(f"The reply is {reply!r}: a text that does not begin with spaces or line breaks is expected.")
+    prompt = _tokens(tokenizer, messages[:-1], add_generation_prompt=True)
+    ids = _tokens(tokenizer, messages)
+    if ids[: len(prompt)] != prompt:
+        raise ValueError("The tokenizer's chat template changes the prompt once a reply follows: choose another model.")
+    if len(ids) > max_length:
+        raise ValueError(f"A chat has {len(ids)} tokens: shorten it, or raise max_length, which is {max_length}.")
+    end = _end_of_turn(tokenizer, ids, len(prompt))
+    labels = [-100] * len(prompt) + ids[len(prompt) : end] + [-100] * (len(ids) - end)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def _end_of_turn(tokenizer: Any, ids: list[int], start: int) -> int:
+    """Where the reply that begins at `start` ends, its end token included: the last special token of the chat."""
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ends = [i + 1 for i in range(start, len(ids)) if ids[i] in special]
+    if not ends:
+        raise ValueError(
+            "The tokenizer's chat template puts no end token after a reply, so that a model would never learn to stop: "
+            "add one to the template, such as {{ eos_token }}."
+        )
+    return ends[-1]
+
+
+def pad_token_id(model: Any, tokenizer: Any) -> int:
+    """The token to pad with; the end token stands in for a missing one, since padding is masked.
+
+    Raises:
+        ValueError: there is neither, or the model has no row for it.
+    """
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows = model.get_input_embeddings().num_embeddings
+    if pad is None or not 0 <= pad < rows:
+        raise ValueError(
+            f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}: set "
+            "tokenizer.pad_token = tokenizer.eos_token."
+        )
+    return int(pad)
+
+
+def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ValueError("The tokenizer has no chat template: take the instruct version of the model.")
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"The model's chat template refuses the chat ({error}): where it has no system role, put the rules in "
+            "front of the first request."
+        ) from None
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    items: Iterable[Item],
+    *,
+    max_new_tokens: int = 96,
+    batch_size: int = 16,
+    label: str = "answering",
+) -> list[str]:
+    """The model's replies to the items' requests, decoded greedily, in the items' order.
+
+    Args:
+        model, tokenizer: a causal language model, on any device, and its tokenizer.
+        items: items of the set; a reply at their end is not shown to the model.
+        max_new_tokens, batch_size: where a reply is cut, and how many requests are answered at once.
+        label: what the progress bar says.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    batch_size, max_new_tokens = whole(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    chats = [item["messages"] for item in require_items(items)]
+    asked = [chat[:-1] if chat[-1]["role"] == "assistant" else chat for chat in chats]
+    prompts = [_tokens(tokenizer, chat, add_generation_prompt=True) for chat in asked]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, and the same for every model
+    replies = [""] * len(prompts)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    restore_order(model)
+    pad = pad_token_id(model, tokenizer)
+    ends = _end_tokens(model, tokenizer)
+    try:
+        for start in tqdm(range(0, len(order), batch_size), desc=label, leave=False):
+            indices = order[start : start + batch_size]
+            rows = [prompts[i] for i in indices]
+            width = max(len(row) for row in rows)
+            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+            limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "eos_token_id": ends}
+            with torch.inference_mode():
+                out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **limits)
+            for i, tokens in zip(indices, out[:, width:].tolist(), strict=True):
+                replies[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    finally:
+        model.train(was_training)
+    return replies
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a reply: the one of the chat template, which need not be the tokenizer's, and the model's."""
+    ids = _tokens(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    with contextlib.suppress(ValueError):  # a template without an end token: the model's own is all there is
+        ends.add(ids[_end_of_turn(tokenizer, ids, len(ids) // 2) - 1])
+    return sorted(token for token in ends if token is not None)
