@@ -30,7 +30,7 @@ WRONG_FORWARDS = {
     "upside down": lambda x, W, b, A, B, a: F.linear(x, W, b) + len(A) / a * (x @ A.T) @ B.T,
     "root of r": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) ** 0.5 * (x @ A.T) @ B.T,
     "divided by d_in": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / A.shape[1] * (x @ A.T) @ B.T,
-    "divided by d_out": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(B) * (x @ A.T) @ B.T,
+    "or d_out;": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(B) * (x @ A.T) @ B.T,
     "the number 2": lambda x, W, b, A, B, a: F.linear(x, W, b) + 2.0 * (x @ A.T) @ B.T,
     "reach x": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x.detach() @ A.T) @ B.T,
     "reach B": lambda x, W, b, A, B, a: F.linear(x, W, b) + a / len(A) * (x @ A.T) @ B.detach().T,
@@ -80,6 +80,26 @@ WRONG_COUNTS = {
 }
 
 
+def test_an_input_without_leading_dimensions_counts_too(capsys):
+    def two_or_three(x, W, b, A, B, a):
+        letters = "bi" if x.ndim == 2 else "bsi"
+        xA = torch.einsum(f"{letters},ri->{letters[:-1]}r", x, A)
+        return F.linear(x, W, b) + a / len(A) * torch.einsum(f"{letters[:-1]}r,or->{letters[:-1]}o", xA, B)
+
+    assert checks.lora_forward(two_or_three) is not two_or_three
+    assert "two_or_three raised" in capsys.readouterr().out
+
+
+def test_an_error_at_the_last_size_names_the_readers_line(capsys):
+    def fails_late(x, W, b, A, B, a):
+        assert W.shape != (64, 48)  # the line to be named
+        return F.linear(x, W, b) + a / len(A) * (x @ A.T) @ B.T
+
+    checks.lora_forward(fails_late)
+    said = capsys.readouterr().out
+    assert said.startswith("wrong: fails_late raised AssertionError") and "# the line to be named" in said
+
+
 @pytest.mark.parametrize("attempt", COUNTS.values(), ids=COUNTS)
 def test_a_right_count_is_accepted(attempt):
     assert checks.lora_count(attempt) is attempt
@@ -93,6 +113,10 @@ def test_a_wrong_count_is_named(words, attempt, capsys):
 
 def cos(W0, W1):
     return F.cosine_similarity(W0, W1, dim=1)
+
+
+def in_float32(start, now):
+    return by_loop({n: W.float() for n, W in start.items()}, {n: W.float() for n, W in now.items()})
 
 
 def by_loop(start, now):
@@ -153,7 +177,7 @@ WRONG_MOVEMENTS = {
 }
 
 
-@pytest.mark.parametrize("attempt", [by_loop, as_lists, from_the_ends])
+@pytest.mark.parametrize("attempt", [by_loop, as_lists, from_the_ends, in_float32])
 def test_a_right_movement_is_accepted(attempt):
     assert checks.movement(attempt) is attempt
 

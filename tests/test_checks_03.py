@@ -114,10 +114,17 @@ def norm_by_qr(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
     return (W_squared + 2 * scaling * (W @ A.T * B).sum(1) + (scaling * B @ R.T).norm(dim=1) ** 2) ** 0.5
 
 
+def norm_by_loop(W, W_squared, A, B, scaling):  # type: ignore[no-untyped-def]
+    WA, G, found = W @ A.T, A @ A.T, []
+    for i in range(len(W)):
+        found.append((W_squared[i] + 2 * scaling * WA[i] @ B[i] + scaling**2 * B[i] @ G @ B[i]).sqrt())
+    return torch.stack(found)
+
+
 RIGHT = (
     [("dora_forward", f) for f in RIGHT_FORWARDS]
     + [("merged_weight", f) for f in (merged_by_formula, merged_by_normalize, merged_from_a_clone)]
-    + [("factored_norm", f) for f in (norm_by_sums, norm_by_einsum, norm_by_qr)]
+    + [("factored_norm", f) for f in (norm_by_loop, norm_by_sums, norm_by_einsum, norm_by_qr)]
 )
 
 
@@ -370,6 +377,7 @@ WRONG_NORMS: list[tuple[Attempt, str]] = [
     (norm_that_squares_W, "numbers were made at once"),
     (norm_along_the_wrong_axis, "dim=0"),
     (norm_in_a_column, "shape"),
+    (lambda W, W2, A, B, scaling: norm_by_sums(W, W2, A, B, scaling) + float("nan"), "not finite"),
     (norm_with(lambda W2, c, u, s: (W2 + 2 * s * c + s * s * u).sqrt().mean()), "shape"),
 ]
 

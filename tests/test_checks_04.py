@@ -47,6 +47,11 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
         (config(target_modules="all-linear"), "over the budget"),
         (config(r=2, lora_alpha=4), "less than half"),
         (config(inference_mode=True), "inference_mode is set"),
+        (config(r=12.0), "a rank is a whole number from 1"),
+        (config(r=900_000 / 70_000), "a rank is a whole number from 1"),
+        (config(r=0), "a rank is a whole number from 1"),
+        (config(lora_alpha=None), "lora_alpha is None; give a number"),
+        (config(task_type="SEQ_CLS"), "this model writes text: CAUSAL_LM"),
         (config(target_modules="q_proj|v_proj"), "pass a list of names"),
         (config(target_modules=["query"]), "PEFT finds no layers"),
         (lambda: {"r": 16, "use_dora": True}, "return a LoraConfig"),
@@ -101,6 +106,16 @@ def test_a_configuration_that_is_handed_out_twice_stays_as_it_was():
     assert kept == before
 
 
+def by_the_names_of_llamas(model):
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "_proj." in name]
+    adapted = sum("lora_A" in name for name in names)
+    return adapted > 0 and sum("magnitude" in name for name in names) == adapted
+
+
+def by_a_count_of_four(model):
+    return sum("magnitude" in name and p.requires_grad for name, p in model.named_parameters()) == 4
+
+
 @pytest.mark.parametrize("attempt", [by_layer, by_names, by_numpy])
 def test_a_right_guard_is_accepted(attempt, capsys):
     assert checks.is_dora(attempt) is attempt, capsys.readouterr().out
@@ -119,6 +134,9 @@ def test_a_right_guard_is_accepted(attempt, capsys):
         (lambda model: False, "not recognized"),
         (by_default_alone, "not every adapter is 'default'"),
         (lambda model: "yes", "True or False"),
+        (by_the_names_of_llamas, "that is no Llama is not recognized"),
+        (by_a_count_of_four, "that is no Llama is not recognized"),
+        (lambda model: True if by_names(model) else None, "let every branch return an answer"),
     ],
 )
 def test_a_wrong_guard_is_named(attempt, words, capsys):
@@ -133,6 +151,12 @@ def twice(model):
         if isinstance(layer, LoraLayer):
             layer.merged_adapters.clear()
     return merged.merge_and_unload()
+
+
+def result_dropped(model):
+    merged = copy.deepcopy(model)
+    merged.merge_and_unload()
+    return merged
 
 
 def merged_before_the_copy(model):
@@ -157,6 +181,7 @@ def test_a_right_merge_is_accepted(attempt, capsys):
         (lambda model: model.merge_and_unload(), "lost its adapter"),
         (lambda model: copy.deepcopy(model).unload(), "without the adapter"),
         (lambda model: copy.deepcopy(model), "still holds adapters"),
+        (result_dropped, "return what merge_and_unload returns"),
         (twice, "are off by"),
         (lambda model: copy.deepcopy(model).half().merge_and_unload().float(), "its own precision"),
         (merged_before_the_copy, "the weights of the model that was given changed"),

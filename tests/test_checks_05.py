@@ -55,7 +55,7 @@ def nearest(x, levels):
     (lambda w, levels: (nearest(w / w.abs().max(), levels), float("nan")), "the scale is nan, but a finite number"),
     (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs().max()[None]), "without dims is expected"),
     (lambda w, levels: (nearest(w / w.abs().max(), levels), "large"), "the scale is a str"),
-    (lambda w, levels: (nearest(w / w.abs().max(), levels), 0.0), "the scale is 0.0000, but max |w| is"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels), 0.0), "the scale is 0.000000, but max |w| is"),
     (lambda w, levels: (nearest(w.div_(w.abs().max()), levels), 1.0), "in place"),
 ])  # fmt: skip
 def test_a_wrong_block_is_named(attempt, words, capsys):
@@ -96,6 +96,8 @@ def right_bytes(P, Q, N):
     (lambda P, Q, N: Q / 2 + Q / 64 + Q / 4096 + 12 * N, "not packed"),
     (lambda P, Q, N: 2 * P + 12 * N, "part by part"),
     (lambda P, Q, N: right_bytes(P, Q, N) - 12 * N, "without the adapters and their states"),
+    (lambda P, Q, N: right_bytes(P, Q, N) - 3 * Q / (64 * 256), "go part by part"),
+    (lambda P, Q, N: right_bytes(P, Q, N) + 4 * Q / (64 * 256), "go part by part"),
     (lambda P, Q, N: f"{P / 2}", "the number of bytes"),
     (lambda P, Q, N: float("nan"), "a finite number is expected"),
 ])  # fmt: skip

@@ -98,6 +98,10 @@ def beyond(errors: float) -> Any:
     return attempt
 
 
+def by_ranks(a: Any, b: Any) -> str:
+    return larger_mean(a, b) if a != b and len(a) > 1 and stats.wilcoxon(a, b).pvalue < 0.05 else "cannot tell"
+
+
 def wrong_way_round(a: Any, b: Any) -> str:
     return by_scipy(b, a)
 
@@ -109,6 +113,7 @@ def wrong_way_round(a: Any, b: Any) -> str:
         (unpaired, "subtract pair by pair"),
         (means_with_one_run_refused, "how sure is that mean"),
         (wrong_way_round, "you return 'lower'"),
+        (by_ranks, "ranks or signs alone"),
         (all_one_way, "the two pairs differ by +0.5 and +9"),
         (beyond(1.96), "the two pairs differ by +1 and +3"),
         (lambda a, b: beyond(1)(a, b) if len(a) > 2 else "cannot tell", "1.4 standard errors from 0"),
@@ -202,6 +207,7 @@ def one_too_many(spread: float, difference: float, minutes: float, budget: float
         (lambda s, d, m, b: True, "you return True"),
         (no_budget, "minutes are too few"),
         (one_too_many, "more than it takes"),
+        (lambda s, d, m, b: n if 2 * (n := max(3, no_budget(s, d, 0, 0))) * m <= b else 0, "you return 3 seeds, more"),
         (lambda s, d, m, b: 1, "too few"),
         (lambda s, d, m, b: (2.8 * s / d) ** 2, "a whole number of seeds"),
         (lambda s, d, m, b: 0, "a whole number of seeds"),

@@ -164,6 +164,13 @@ def said(role, content):
     return lambda: item
 
 
+def listed(line):
+    system = f"You are Marlow, a ship's librarian, dry and exact.\nOpen tasks:\n{line}"
+    replies = [system, "The charts are read.", 'Noted, with relief.\n{"action": "complete", "task": 1}']
+    messages = [m | {"content": content} for m, content in zip(OWN["messages"], replies, strict=True)]
+    return lambda: copy.deepcopy(OWN) | {"messages": messages}
+
+
 @pytest.mark.parametrize("attempt", [
     changed(id="mine-7"),
     changed(category="boundaries"),
@@ -171,6 +178,8 @@ def said(role, content):
     said("system", "You are a football coach of few words and much patience, in front of a task list."),
     said("system", "あなたは船の図書館員マーロウです。乾いた口調で正確に答え、意地悪はしません。"),
     said("assistant", 'Read, at last.\n{"action": "create", "title": "Charts"}\n'),
+    said("assistant", 'Read, at last.\n{"action": "create", "title": "Charts"} '),
+    *map(listed, ["1) Read charts", "    1. Read charts", "- 1: Read charts", "1.Read charts"]),
     said("system", "You are Marlow.\n1. Speak dryly, and never joke about the sea.\n2. Answer in two sentences."),
 ])  # fmt: skip
 def test_a_right_item_is_accepted(attempt, capsys):
@@ -188,13 +197,15 @@ def test_a_right_item_is_accepted(attempt, capsys):
     (said("user", " "), "a message is empty"),
     (said("system", "You are TaskMaster, an assistant in front of a Task API, as ever."), "TaskMaster still"),
     (said("system", "You are kind."), "says too little"),
+    (said("system", "You are Task Master, an assistant in front of a list, as ever it was."), "TaskMaster still"),
+    (said("assistant", 'Done.\n{\n"action": "create",\n"title": "x"}'), "write it on one line"),
     (said("system", "you are Taskmaster, an assistant in front of a list of tasks, as ever."), "TaskMaster still"),
-    (lambda: RULED, "names task 1, which is not on"),
+    (lambda: RULED, "names task 1, but no line"),
     (said("system", "You are Bob. Today is Monday."), "says too little"),
     (said("assistant", '{"action": "create", "title": "Charts"}'), "is its call alone"),
     (said("assistant", '{"action": "create", "title": "Charts"}\nOn your list.'), "put the call last"),
     (said("assistant", 'On your list: {"action": "create", "title": "Charts"}'), "put a line break before the brace"),
-    (said("assistant", 'Done and dusted.\n{"action": "complete", "task": 99}'), "names task 99, which is not on"),
+    (said("assistant", 'Done and dusted.\n{"action": "complete", "task": 99}'), "names task 99, but no line"),
     (lambda: renamed(load_task_api("train")[0]), "is one of ours"),
     (lambda: [OWN], "return a dict"),
     (changed(id=uuid.UUID(int=7)), "cannot be written as JSON (Object of type UUID"),

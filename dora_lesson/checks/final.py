@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dora_lesson.advisor.recommend import recommend
-from dora_lesson.checks.runner import plain
+from dora_lesson.checks.runner import kind, plain
 from dora_lesson.environment import doctor
 from dora_lesson.evidence.stats import paired_difference
 
@@ -39,6 +39,8 @@ def final_check(answers: Mapping[str, Any]) -> int:
     Args:
         answers: lesson number, such as "03", to answer; None is "not yet".
     """
+    if not isinstance(answers, Mapping):
+        raise ValueError(f"answers is {answers!r}, but a dict is expected, such as {{'01': [5, 10]}}.")
     right = 0
     for task in _TASKS:
         answer = answers.get(task.lesson)
@@ -48,7 +50,7 @@ def final_check(answers: Mapping[str, Any]) -> int:
         try:
             problem = task.problem(answer)
         except Exception:
-            problem = f"a {type(answer).__name__} does not answer this; give {_like(task.answer)}"
+            problem = f"{kind(answer)} does not answer this; give {_like(task.answer)}"
         right += problem is None
         print(f"{task.lesson} correct: {task.objective}" if problem is None else f"{task.lesson} wrong: {problem}")
     lessons = [task.lesson for task in _TASKS]
@@ -77,10 +79,11 @@ def _numbers(answer: Any, right: list[float], slips: Slips) -> str | None:
 
 
 def _ready(answer: Any) -> str | None:
-    if str(answer).lower() not in ("yes", "no"):
+    answer = str(answer).strip().lower()
+    if answer not in ("yes", "no"):
         return "answer 'yes' or 'no': what does the last line of dora_lesson.doctor() say?"
     ready = "yes" if doctor().ok else "no"
-    return None if str(answer).lower() == ready else f"dora_lesson.doctor() says {ready}: run it and read its last line"
+    return None if answer == ready else f"dora_lesson.doctor() says {ready}: run it and read its last line"
 
 
 def _magnitudes(answer: Any) -> str | None:

@@ -62,7 +62,7 @@ def _two_parts(answer: Any, W: Tensor) -> Pair:
         raise Wrong("the two answers are the wrong way round; end with return m, V.")
     if isinstance(m, Tensor) and m.numel() == 1:
         raise Wrong("m is the length of the whole matrix; give the norm a dim, so that each row has its own.")
-    if isinstance(m, Tensor) and m.shape in ((d_in,), (1, d_in)) and m.shape != (d_out,):
+    if isinstance(m, Tensor) and m.shape in ((d_in,), (1, d_in)) and d_in != d_out:
         raise Wrong(
             f"m has {d_in} values, one per column (dim=0), but W has {d_out} rows; take the norm over dim=1, "
             "which sums along a row."
@@ -91,7 +91,7 @@ def _examine_one_split(W: Tensor, m: Tensor, V: Tensor) -> None:
                 (-right_m, "m is negative; a length is never below 0."),
             ],
         )
-        raise Wrong(f"m[0] is {m[0].item():.4f}, but row 0 of W has length {right_m[0].item():.4f}; look at the norm.")
+        raise Wrong(f"m[0] is {m[0].item():.6g}, but row 0 of W has length {right_m[0].item():.6g}; look at the norm.")
     if not close(V, right_V):
         suspects = [
             (W, "V is W itself; divide each row by its length."),
@@ -136,6 +136,8 @@ def recompose(attempt: Attempt) -> None:
             (V / m[:, None], "the rows of V were divided by m; multiply by it."),
             (m.square()[:, None] * V, "the rows were multiplied by m twice; once is enough."),
             (m.abs()[:, None] * V, "the sign of m is lost; multiply by m itself."),
+            (-m[:, None] * V, "W points the opposite way; multiply by m itself."),
+            (m[:, None] * V.abs(), "the signs of V are lost; multiply V as it is."),
             (m[:, None] * geometry.decompose(V)[1], "V was brought to length 1 again; multiply it as it is."),
         ]
         if d_out == d_in:
@@ -147,7 +149,7 @@ def recompose(attempt: Attempt) -> None:
             ]
         blame(W, suspects)
         raise Wrong(
-            f"row 0 of W has length {W[0].norm().item():.4f}, but m[0] is {m[0].item():.4f}; "
+            f"row 0 of W begins with {W[0, 0].item():.6g}, but m[0] times V[0, 0] is {(m[0] * V[0, 0]).item():.6g}; "
             "multiply row i of V by m[i]."
         )
 
@@ -166,7 +168,7 @@ def _examine_change(
         if not close(value, reference(W0, W1)):
             blame(value, suspects(W0, W1))
             raise Wrong(
-                f"for two {d_out} x {d_in} matrices you return {value.item():.4f}, but {reference(W0, W1).item():.4f} "
+                f"for two {d_out} x {d_in} matrices you return {value.item():.6g}, but {reference(W0, W1).item():.6g} "
                 "is right; check the norms (dim=1) and the mean over the rows."
             )
     if reference is geometry.magnitude_change:  # a row of zeros has a length, though no direction

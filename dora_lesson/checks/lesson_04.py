@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dora_lesson.adapters.report import adapter_report
-from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, plain
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, is_whole, kind, plain
 
 BUDGET = 900_000
 SHAPE: dict[str, Any] = {  # the bundled Llama's, without its weights
@@ -45,10 +45,15 @@ def budget_config(attempt: Attempt) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = call(attempt)
-    expect(isinstance(config, LoraConfig), f"your function returns a {type(config).__name__}; return a LoraConfig.")
+    expect(isinstance(config, LoraConfig), f"your function returns {kind(config)}; return a LoraConfig.")
     expect(config.use_dora, "use_dora is not set, so this is LoRA; pass use_dora=True.")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    expect(is_whole(config.r) and config.r > 0, f"r is {config.r!r}; a rank is a whole number from 1.")
+    number = isinstance(config.lora_alpha, int | float)
+    expect(number, f"lora_alpha is {config.lora_alpha!r}; give a number, here twice the rank.")
+    kind_of_task = config.task_type and getattr(config.task_type, "value", config.task_type)
+    expect(kind_of_task in (None, "CAUSAL_LM"), f"task_type is {kind_of_task!r}; this model writes text: CAUSAL_LM.")
     expect(not config.inference_mode, "inference_mode is set, so that nothing trains; leave it out.")
     plain_start = copy.deepcopy(config)  # PEFT fills in what the configuration leaves open
     plain_start.init_lora_weights = True  # how the numbers start does not change their count
@@ -59,7 +64,9 @@ def budget_config(attempt: Attempt) -> None:
         advice = (
             "a text is a pattern of a layer's whole name, so pass a list of names" if isinstance(targets, str) else ""
         )
-        raise Wrong(f"PEFT finds no layers for target_modules={targets!r}; {advice or error}.") from None
+        raise Wrong(
+            f"PEFT finds no layers for target_modules={targets!r}; {advice or str(error).rstrip('.')}."
+        ) from None
     report = adapter_report(adapted)
     parts = {row[0]: row[1] for row in report.rows}
     expect({"q_proj", "v_proj"} <= parts.keys(), f"it adapts {sorted(parts)}; the task asks for q_proj and v_proj.")
@@ -103,10 +110,16 @@ def is_dora(attempt: Attempt) -> None:
         (_small(True, "mine"), True, "a DoRA adapter named 'mine' is not recognized; not every adapter is 'default'."),
         (_small(False, "mine"), False, "a LoRA adapter named 'mine' passes; not every adapter is 'default'."),
         (_frozen(1), False, "a model with one frozen magnitude passes; look at requires_grad in every layer."),
+        (
+            _of_three(True),
+            True,
+            "a DoRA model that is no Llama is not recognized; count its adapted layers, by lora_A.",
+        ),
+        (_of_three(False), False, "a LoRA model that is no Llama passes; ask its layers, whatever they are called."),
     ]
     for model, right, message in cases:
         answer = plain(call(attempt, model))
-        expect(isinstance(answer, bool), f"your function returns a {type(answer).__name__}; return True or False.")
+        expect(isinstance(answer, bool), f"your function returns {kind(answer)}; return True or False.")
         expect(answer == right, message)
 
 
@@ -128,9 +141,11 @@ def merged_copy(attempt: Attempt) -> None:
     given = copy.deepcopy(model)
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     merged = call(functools.update_wrapper(lambda: attempt(given), attempt))
-    expect(isinstance(merged, nn.Module), f"your function returns a {type(merged).__name__}; return the merged model.")
+    expect(isinstance(merged, nn.Module), f"your function returns {kind(merged)}; return the merged model.")
     left = any(hasattr(module, "lora_A") for module in merged.modules())
     expect(not left, "the model that you return still holds adapters; merge_and_unload leaves none.")
+    wrapped = hasattr(merged, "peft_config")
+    expect(not wrapped, "the model that you return is PEFT's wrapper still; return what merge_and_unload returns.")
     with torch.no_grad():
         logits = merged(tokens).logits
     expect(not torch.allclose(logits, plain, atol=1e-6), "this is the base without the adapter; merge, do not unload.")
@@ -157,6 +172,13 @@ def _small(use_dora: bool, name: str = "default") -> Any:
     model = LlamaForCausalLM(LlamaConfig(**(SHAPE | shape | {"num_key_value_heads": 1, "vocab_size": 32})))
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "up_proj"], use_dora=use_dora)
     return get_peft_model(model, config, adapter_name=name)
+
+
+def _of_three(use_dora: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    base: Any = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    return get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1", "2"], use_dora=use_dora))
 
 
 def _lying() -> Any:

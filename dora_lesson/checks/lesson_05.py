@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.lora import LoRALinear
-from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, expect_tensor, is_whole, plain
+from dora_lesson.checks.runner import (
+    Attempt,
+    Wrong,
+    call,
+    check,
+    expect,
+    expect_number,
+    expect_tensor,
+    is_whole,
+    kind,
+    plain,
+)
 from dora_lesson.memory.estimate import estimate
 from dora_lesson.memory.shapes import llama_config
 
@@ -77,7 +88,7 @@ def nf4_block(attempt: Attempt) -> None:
             )
         scale, right = float(expect_number(scale, "the scale")), w.abs().max().item()
         expect(scale >= 0, "the scale is negative; take the largest absolute value.")
-        expect(abs(scale - right) < 1e-5, f"the scale is {scale:.4f}, but max |w| is {right:.4f}.")
+        expect(abs(scale - right) < 1e-5, f"the scale is {scale:.6f}, but max |w| is {right:.6f}.")
         packed, _ = quantize_4bit(w[None], quant_type="nf4", blocksize=64)
         expected = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten().long()
         wrong = int((codes.long() != expected).sum())
@@ -109,7 +120,7 @@ def qdora_bytes(attempt: Attempt) -> None:
             expect(abs(answer * size / right - 1) > 0.01, f"you return {answer:.4g}, which is {unit}; return bytes.")
         off = (answer - right) / right
         expect(
-            abs(off) < 1e-3, f"for P={P:,} you return {answer / 1e9:.3f} GB, {100 * off:+.1f} % off; go part by part."
+            abs(off) < 2e-5, f"for P={P:,} you return {answer / 1e9:.4f} GB, {100 * off:+.3f} % off; go part by part."
         )
 
 
@@ -181,7 +192,7 @@ def _by_peft(use_dora: bool) -> Any:
 def t4_setting(attempt: Attempt) -> None:
     """Check `my_t4_setting() -> dict`."""
     setting = call(attempt)
-    expect(isinstance(setting, dict), f"your function returns a {type(setting).__name__}; return a dict.")
+    expect(isinstance(setting, dict), f"your function returns {kind(setting)}; return a dict.")
     wanted = ("batch_size", "sequence_length", "gradient_checkpointing")
     more = "gradient_accumulation_steps"
     expect(
@@ -194,6 +205,8 @@ def t4_setting(attempt: Attempt) -> None:
     batch_size, length, checkpointing = (plain(setting[name]) for name in wanted)
     whole = all(is_whole(n) and n > 0 for n in (batch_size, length))
     expect(whole, "batch_size and sequence_length are whole numbers from 1.")
+    expect(batch_size * length < 10**7, f"{batch_size} × {length} tokens are more than anybody holds; plan for less.")
+    setting |= {"batch_size": batch_size, "sequence_length": length}
     expect(isinstance(checkpointing, bool), f"gradient_checkpointing is {checkpointing!r}; pass True or False.")
     expect(length >= LONGEST, f"sequence_length is {length}; the longest chat has {LONGEST} tokens and would be cut.")
     tokens = batch_size * length * passes

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, is_whole, plain
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, is_whole, kind, plain
 from dora_lesson.evidence.published import load_published
 from dora_lesson.evidence.stats import detectable, paired_difference
 
@@ -72,7 +72,10 @@ def noise(attempt: Attempt) -> None:
     higher = [a + gain for a, gain in zip(_STEADY, [0.5, 0.6, 0.4, 0.5, 0.6], strict=True)]
     uneven = [a + gain for a, gain in zip(_STEADY, [9.0, -4.0, 7.0, -6.0, 2.0], strict=True)]
     one = "two single runs say nothing: the same method differs from itself when the seed changes."
-    steady = "five pairs differ by 0.4 to 0.6, all one way; subtract pair by pair before you look at the spread."
+    steady = (
+        "five pairs differ by 0.4 to 0.6, all one way; subtract pair by pair before you look at the spread, and do not "
+        "ask ranks or signs alone, whose p is never below 0.06 with five pairs."
+    )
     wild = "the mean difference is 1.6, but the five are +9, −4, +7, −6 and +2; how sure is that mean?"
     two = "the two pairs differ by {}; a coin falls one way twice as well, and an interval from two pairs is wide."
     near = "the five differ by +3, −1, +2, +2 and −0.5; their mean is 1.4 standard errors from 0, and five ask for 2.8."
@@ -105,7 +108,7 @@ def noise(attempt: Attempt) -> None:
 def enough(attempt: Attempt) -> None:
     """Check `my_enough(spread, difference, minutes, budget) -> seeds or 0`."""
     # Ten thousand minutes are enough for any of these.
-    for spread, difference, minutes in [(1.0, 1.0, 7), (0.01, 0.005, 3), (2.0, 9.0, 11), (1.5, 0.5, 1)]:
+    for spread, difference, minutes in [(1.0, 1.0, 7), (0.01, 0.005, 3), (2.0, 9.0, 11), (1.5, 0.5, 1), (0.01, 1.0, 6)]:
         right = _enough(spread, difference, minutes, budget=10_000)
         answer = plain(call(attempt, spread, difference, minutes, 10_000))
         expect(
@@ -163,7 +166,7 @@ def confounds(attempt: Attempt) -> None:
         answer = call(attempt, *given)
         expect(given == [a, b], "it changed a configuration, which the lesson still needs; make a copy first.")
         listed = not isinstance(answer, str | dict) and hasattr(answer, "__iter__")
-        expect(listed, f"your function returns a {type(answer).__name__}; return the names that differ, as a set.")
+        expect(listed, f"your function returns {kind(answer)}; return the names that differ, as a set.")
         names = set(answer)
         expect("method" not in names, "the method is what is compared; leave it out.")
         expect(names == right, f"for {a} and {b} you return {sorted(map(str, names)) or 'nothing'}: {why}")
@@ -173,18 +176,19 @@ def confounds(attempt: Attempt) -> None:
 def audit(attempt: Attempt) -> None:
     """Check `my_audit() -> {claim: (verdict, evidence)}`, the evidence a lesson or "calculation"."""
     answer, ours = call(attempt), claims()
-    expect(isinstance(answer, dict), f"your function returns a {type(answer).__name__}; return a dict, by claim.")
+    expect(isinstance(answer, dict), f"your function returns {kind(answer)}; return a dict, by claim.")
     words = sorted({claim["verdict"] for claim in ours.values()})
     for name, pair in answer.items():
         expect(name in ours, f"{name!r} is not the name of a claim; the names stand in the table.")
         two = isinstance(pair, tuple | list) and len(pair) == 2
         expect(two, f"{name!r} has {pair!r}; give a pair of verdict and evidence, such as ('wrong', 'lesson 04').")
-        word, evidence = pair
+        word, evidence = str(pair[0]).strip().lower(), pair[1]
         expect(word not in ("right", "true"), f"{name!r} is called {word}, but none of the claims holds as it stands.")
         expect(word in words, f"{name!r} is called {word!r}; the verdicts are {', '.join(words)}.")
         expect(bool(_place(evidence)), f"{name!r} rests on {evidence!r}; name a lesson, 00 to 06, or 'calculation'.")
     if missing := [name for name in ours if name not in answer]:
         raise Wrong(f"{len(missing)} claims are still without a verdict, {missing[0]!r} the first of them.")
+    answer = {name: (str(word).strip().lower(), evidence) for name, (word, evidence) in answer.items()}
     expect(len({word for word, _ in answer.values()}) > 1, "one verdict for all is no audit; they differ in kind.")
     for name, claim in ours.items():
         word, evidence = answer[name]

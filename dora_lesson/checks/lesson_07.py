@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
-from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number
+from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, kind
 from dora_lesson.task_api.calls import call_lines, find_call, reply_text
 from dora_lesson.task_api.dataset import load_task_api, validate_item
 
@@ -123,26 +123,35 @@ def items_explain(attempt: Attempt) -> None:
 def persona_item(attempt: Attempt) -> None:
     """Check `my_persona_item() -> item`."""
     item = call(attempt)
-    expect(isinstance(item, dict), f"your function returns a {type(item).__name__}; return a dict.")
+    expect(isinstance(item, dict), f"your function returns {kind(item)}; return a dict.")
     try:
         line = json.dumps(item)
     except (TypeError, ValueError) as error:
         raise Wrong(f"it cannot be written as JSON ({error}); use texts, lists and dicts, such as str(...).") from None
     problem = validate_item(line)
+    if problem and "the call is not valid JSON" in problem:
+        problem += "; write it on one line"
     if problem and "0 lines with a call" in problem and "{" in str(item.get("messages")):
         problem += "; put a line break before the brace"
     expect(problem is None, f"{problem}.")
     system, request, reply = (message["content"] for message in item["messages"])
-    expect("taskmaster" not in system.lower(), "the persona is TaskMaster still; write one of your own.")
+    expect(
+        "taskmaster" not in re.sub(r"\s", "", system.lower()), "the persona is TaskMaster still; write one of your own."
+    )
     ours = {message["content"] for known in load_task_api("train") for message in known["messages"]}
     expect(request not in ours and reply not in ours, "the request or the reply is one of ours; write your own.")
     tasks, persona = _tasks_and_persona(system)
     letters = len(re.findall(r"\w", persona))  # words would not do: not every language puts spaces between them
     expect(letters >= LEAST_LETTERS, "the system message says too little of the persona; a sentence at least.")
     expect(bool(reply_text(reply).strip()), "the reply is its call alone; let the persona say a sentence before it.")
-    expect(reply.rstrip().splitlines()[-1] in call_lines(reply), "something follows the call; put the call last.")
-    named = str((find_call(reply) or {}).get("task", ""))
-    expect(named in ("", *tasks), f"the call names task {named}, which is not on the list of the system message.")
+    expect(
+        reply.rstrip().splitlines()[-1] in call_lines(reply.rstrip()), "something follows the call; put the call last."
+    )
+    named = str((find_call(reply) or {}).get("task", "")).strip("# ")
+    expect(
+        named in ("", *tasks),
+        f"the call names task {named}, but no line of the system message begins with that number.",
+    )
 
 
 def _tasks_and_persona(system: str) -> tuple[list[str], str]:
@@ -152,9 +161,12 @@ def _tasks_and_persona(system: str) -> tuple[list[str], str]:
     Where no line does, they may be either.
     """
     lines = system.splitlines()
-    numbered = [i for i, line in enumerate(lines) if re.match(r"\d+\. ", line)]
+    numbers = {
+        i: found[1] for i, line in enumerate(lines) if (found := re.match(r"\s*(?:[-*]\s*)?(\d+)[.):]\s*\S", line))
+    }
+    numbered = [*numbers]
     heads = [i for i, line in enumerate(lines) if i not in numbered and re.search(r"\b(today|tasks?)\b", line, re.I)]
     heads = [i for i in heads if numbered and i < numbered[-1]]
     tasks = [i for i in numbered if i > heads[-1]] if heads else numbered
     persona = [line for i, line in enumerate(lines) if not heads or i not in tasks]
-    return [lines[i].split(".")[0] for i in tasks], "\n".join(persona)
+    return [numbers[i] for i in tasks], "\n".join(persona)

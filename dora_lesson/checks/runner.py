@@ -38,6 +38,7 @@ class NotYet(Exception):
     """The answer has not been written yet."""
 
 
+_answered = [0]  # how often the attempt that is being checked has given an answer
 CHECKS: dict[str, Callable[[Any], Any]] = {}  # every check of the course, under the name of its exercise
 
 
@@ -73,12 +74,13 @@ def _verdict(attempt: Any, examine: Callable[[Any], None], correct: str) -> str:
         # A reader's own print lines and warnings would bury the verdict, once for each case that is tried.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
+            _answered[0] = 0
             examine(attempt)
     except NotYet as reason:
         return f"not yet: {reason} Until then the lesson uses the package's version."
     except Wrong as reason:
         return f"wrong: {reason}"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"wrong: the check could not examine what {name} returns ({_summary(error)}); look at what it returns."
     return f"correct: {correct}"
 
@@ -87,8 +89,9 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call the reader's function, method or class and return its answer.
 
     Raises:
-        NotYet: it raised `NotImplementedError`, or returned nothing (None, ..., or a tuple of those).
-        Wrong: it raised anything else, or changed a tensor or a module that it was given, alone or in a list or dict.
+        NotYet: it raised `NotImplementedError`, or returned nothing (None, ..., or a tuple of those) so far.
+        Wrong: it raised anything else, returned nothing after it had returned an answer, or changed a tensor or a
+            module that it was given, alone or in a list or dict.
     """
     name = getattr(function, "__name__", type(function).__name__)
     given = [_tensors(arg) for arg in args]
@@ -97,7 +100,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
         answer = function(*args)
     except NotImplementedError:
         raise NotYet(f"{name} is still to be written.") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Wrong(f"{name} raised {_summary(error)}; {_where(error)}") from None
     for number, (old, held, arg) in enumerate(zip(before, given, args, strict=True), start=1):
         now = _tensors(arg) if isinstance(arg, nn.Module) else held  # a module can hold other tensors than before
@@ -108,8 +111,17 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
             )
     parts = answer if isinstance(answer, tuple) and answer else (answer,)
     if all(part is None or part is ... for part in parts):
+        if _answered[0]:
+            raise Wrong(f"{name} returns {answer!r} for some of what it is given; let every branch return an answer.")
         raise NotYet(f"{name} returns {answer!r}; end it with a return of the answer.")
+    _answered[0] += 1
     return answer
+
+
+def kind(value: Any) -> str:
+    """What a value is, as in "an int"."""
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
 def expect(condition: bool, message: str) -> None:
@@ -127,7 +139,7 @@ def expect_number(value: Any, what: str) -> Any:
     """Return `value` as a Python number if it is one and finite, else raise `Wrong`."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise Wrong(f"{what} is a {type(value).__name__}, but a number is expected; look at what you return.")
+        raise Wrong(f"{what} is {kind(value)}, but a number is expected; look at what you return.")
     if not math.isfinite(value):
         raise Wrong(f"{what} is {value}, but a finite number is expected; look for 0 / 0 and for a division by 0.")
     return value
@@ -142,7 +154,7 @@ def is_whole(value: Any) -> bool:
 def expect_tensor(value: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str, advice: str = "") -> Tensor:
     """Return `value` if it is a tensor of that shape and dtype, else raise `Wrong`; `advice` says where to look."""
     if not isinstance(value, Tensor):
-        raise Wrong(f"{what} is a {type(value).__name__}, but a tensor is expected; look at what you return.")
+        raise Wrong(f"{what} is {kind(value)}, but a tensor is expected; look at what you return.")
     if tuple(value.shape) != shape:
         raise Wrong(f"{what} has shape {tuple(value.shape)}, but {shape} is expected; {advice or 'look at the dims.'}")
     if value.dtype == torch.float64:  # computed more precisely than asked for
@@ -179,7 +191,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return (a.dtype, a.requires_grad) == (b.dtype, b.requires_grad) and torch.equal(a, b)
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     message = " ".join(str(error).split())
     return (
         f"{type(error).__name__}: {message[:160]}{'...' if len(message) > 160 else ''}"
@@ -188,7 +200,7 @@ def _summary(error: Exception) -> str:
     )
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Point at the line of the reader's own code that raised, not at a line of torch, of a decorator or of a check."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
     if not frames:
