@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import json
 import re
@@ -22,8 +23,8 @@ from dora_lesson import estimate
 from dora_lesson.advisor import request as request_module
 from dora_lesson.advisor.changes import CONSTRAINTS, Change, find_changes
 from dora_lesson.advisor.memory_fit import usable_bytes
-from dora_lesson.advisor.recommend import recommend, recommend_for
-from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS, TRAINERS, Request
+from dora_lesson.advisor.recommend import as_call, recommend, recommend_for
+from dora_lesson.advisor.request import BASE_FORMATS, INFERENCE, PRIORITIES, SERVERS, TRAINERS, Request, parse_request
 from dora_lesson.advisor.tree import NOTHING_FITS, QUESTIONS, choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.memory.shapes import llama_config
@@ -240,7 +241,61 @@ def test_the_rules_hold_for_every_combination() -> None:
         if found.setup:
             assert found.setup.peak <= usable_bytes(vram_gb), case
         for change in found.would_change:
-            assert labelled(change.request) == change.answer, (case, change)
+            assert labelled(asked_again(change.request)) == change.answer, (case, change)
+
+
+def asked_again(request: Request) -> Request:
+    """The request that the line of Python asks, which `as_call` writes."""
+
+    def parsed(*arguments: Any, **named: Any) -> Request:
+        bound = inspect.signature(recommend).bind(*arguments, **named)
+        bound.apply_defaults()
+        return parse_request(**bound.arguments)
+
+    return eval(as_call(request), {"recommend": parsed})  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("constraints", [
+    {"vram_gb": 24, "model": BIG, "inference": "4-bit", "base_format": "gptq"},
+    {"vram_gb": 8, "model": "llama-3.1-70b", "inference": "4-bit", "base_format": "gptq", "server": "vllm"},
+    {"vram_gb": 24, "model": BIG, "inference": "4-bit", "base_format": "awq", "packed": "awq", "server": "vllm"},
+    {"vram_gb": 6, "model": BIG, "optimizer": "adamw_8bit"},
+    {"vram_gb": 24, "model": "llama-3.1-70b", "optimizer": "adamw_8bit", "trainer": "deepspeed"},
+    {"vram_gb": 24, "model": "meta-llama/Llama-3.1-8B"},
+    {"vram_gb": 24, "model": "unsloth/llama-3.1-8b", "packed": "nf4", "server": "vllm"},
+])  # fmt: skip
+def test_a_question_and_its_changes_are_the_same_when_asked_again(constraints: dict[str, Any]) -> None:
+    found = recommend(**constraints)
+    assert asked_again(found.request) == found.request
+    assert found.would_change
+    for change in found.would_change:
+        again = asked_again(change.request)
+        assert labelled(again) == change.answer and again.model_id == change.request.model_id, change
+
+
+def test_a_packed_base_and_what_it_cannot_be_served_by_contradict_each_other() -> None:
+    packed = {"inference": "4-bit", "base_format": "gptq"}
+    for more, words in [
+        ({"packed": "nf4", "server": "vllm"}, "the base came packed as gptq: leave packed out"),
+        ({"packed": "awq"}, "the base came packed as gptq: leave packed out"),
+        ({"server": "ollama"}, "ollama reads GGUF alone: take the 16-bit base"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            recommend(24, BIG, **packed, **more)
+
+
+def test_another_model_for_a_packed_base_is_packed_too() -> None:
+    found = recommend(8, "llama-3.1-70b", inference="4-bit", base_format="gptq")
+    (smaller,) = [change.request for change in found.would_change if change.constraints == ("label",)]
+    assert 'BASE, DATA = "path/to/your-gptq-checkpoint"' in recommend_for(smaller).script()
+    whole = recommend(24, BIG, inference="4-bit", base_format="gptq").request.over_16_bits()
+    assert whole.model_id == "meta-llama/Llama-3.1-8B-Instruct" and whole.packed == "nf4"
+
+
+@pytest.mark.parametrize("page", ["", "/", "/tree/main", "?library=transformers"])
+def test_an_address_of_the_hub_is_the_model_on_that_page(page: str) -> None:
+    found = request(24, f"https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct{page}")
+    assert found.model_id == "meta-llama/Llama-3.1-8B-Instruct"
 
 
 CARDS = (4, 6, 7, 8, 9, 10, 12, 16, 18.5, 19.5, 24, 80)

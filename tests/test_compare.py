@@ -110,6 +110,17 @@ def test_what_differs_in_any_pair_is_told() -> None:
     assert compare(newer, newer).differs == {}
 
 
+def test_an_arm_of_two_methods_is_refused() -> None:
+    mixed = [*runs(A[:3]), *runs(A[3:], "dora", first_seed=3)]
+    with pytest.raises(ValueError, match="have the methods dora, lora: pass one an arm"):
+        compare(mixed, runs(A, "dora"))
+
+
+def test_pairs_that_all_differ_by_the_same_prove_nothing() -> None:
+    found = compare(runs(A), runs([a + 1 / 72 for a in A], "dora"))
+    assert not found.measurable and "no spread can be judged by" in str(found)
+
+
 def test_a_score_that_the_runs_do_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="measure is 'acc', but one of loss is expected"):
         compare(runs(A), runs(A, "dora"), "acc")

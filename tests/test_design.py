@@ -96,7 +96,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"arms": [without("rates")]}, "arms.0.rates is missing"),
     ({"arms": [ARM | {"alpha_over_r": -2}]}, "arms.0.alpha_over_r is -2"),
     ({"arms": [ARM | {"rates": 1e-3}]}, "arms.0.rates is 0.001"),
-    ({"arms": [ARM | {"rates": ["1e-3"]}]}, "arms.0.rates.0 is '1e-3'"),
+    ({"arms": [ARM | {"rates": ["fast"]}]}, "arms.0.rates.0 is 'fast'"),
     ({"arms": [ARM | {"rates": [-1e-3]}]}, "arms.0.rates.0 is -0.001"),
     ({"arms": [ARM | {"rates": [float("nan")]}]}, "arms.0.rates.0 is nan"),
     ({"arms": [ARM | {"rates": [1e-3, 1.0000001e-3]}]}, "would both be recorded as lora-r2-alpha4-rate0.001"),
@@ -124,10 +124,17 @@ def test_a_design_of_impossible_runs_is_refused_in_a_sentence(
 def test_a_design_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"copy data/designs/control\.yaml"):
         read_design(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.yaml holds no keys and values: copy"):
+        read_design(tmp_path / "empty.yaml")
     for content in (b"steps: [", b"seeds: [0]\xff"):
         (tmp_path / "broken.yaml").write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
             read_design(tmp_path / "broken.yaml")
+
+
+def test_a_rate_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    assert design(tmp_path, arms=[ARM | {"rates": ["2e-3"]}]).arms[0][1] == [2e-3]
 
 
 def test_another_base_is_in_every_run_and_in_the_command() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from dora_lesson import add_adapters, estimate, held_bytes, load_base, measure_peak_memory
 from dora_lesson.memory.estimate import METHODS, OPTIMIZERS, adapter_parameters
@@ -191,6 +191,28 @@ def test_bad_input_is_named(wrong: dict, says: str) -> None:
     settings = {"method": "dora", "batch_size": 1, "sequence_length": 8, "r": 2} | wrong
     with pytest.raises(ValueError, match=says):
         estimate(small_llama().config, **settings)
+
+
+def test_layers_of_some_blocks_alone_are_taken_by_their_full_names() -> None:
+    config = small_llama(num_hidden_layers=4).config
+    one, all_four = (
+        estimate(config, "dora", batch_size=1, sequence_length=16, r=4, target_modules=names)
+        for names in (["model.layers.3.self_attn.q_proj"], ["q_proj"])
+    )
+    assert 4 * one.parts["adapters"] == all_four.parts["adapters"]
+    assert estimate(config, "dora", batch_size=1, sequence_length=16, r=4, target_modules=r".*\.[12]\..*q_proj").total
+
+
+def test_a_model_without_linear_layers_can_be_fine_tuned_whole() -> None:
+    assert estimate(GPT2Config(n_layer=2), "full", batch_size=1, sequence_length=16).parts["optimizer states"]
+
+
+def test_adapters_over_float64_are_float64() -> None:
+    config = small_llama().config
+    single, double = (
+        estimate(config, "dora", batch_size=1, sequence_length=16, r=4, dtype=d) for d in ("float32", "float64")
+    )
+    assert double.parts["adapters"] == 2 * single.parts["adapters"]
 
 
 def test_an_estimate_draws_no_random_numbers_and_leaves_the_configuration_alone() -> None:

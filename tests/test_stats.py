@@ -6,7 +6,9 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from dora_lesson import detectable, holm, paired_difference
@@ -23,6 +25,21 @@ def test_paired_difference_is_the_paired_t_test() -> None:
     assert found.p == pytest.approx(expected.pvalue)
     assert found.count == 4 and not found.measurable
     assert str(found) == f"+0.138 (95 % interval {found.low:+.3f} to {found.high:+.3f}, 4 pairs)"
+
+
+def test_numbers_come_in_any_container_and_keep_their_order() -> None:
+    a, b = [0.1, 0.4, 0.35, 0.8], [0.3, 0.5, 0.3, 1.1]
+    for make in (np.array, torch.tensor, pd.Series, tuple, lambda x: pd.Series(x, index=[3, 1, 0, 2][: len(x)])):
+        assert paired_difference(make(a), make(b)).mean == pytest.approx(0.1375, abs=1e-6)
+        assert holm(make([0.04, 0.01, 0.9])) == pytest.approx([0.08, 0.03, 0.9])
+    with pytest.raises(ValueError, match="different indices"):
+        paired_difference(pd.Series(a), pd.Series(b, index=[3, 2, 1, 0]))
+    with pytest.raises(ValueError, match="a list of numbers is expected"):
+        paired_difference([[1, 2], [3, 4]], [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="different numbers of items"):
+        crossed_difference([[1, 2], [3]], [[1, 2], [3]])
+    with pytest.raises(ValueError, match="pairs is nan"):
+        detectable(1, math.nan)
 
 
 def test_paired_difference_of_booleans_and_its_sign() -> None:

@@ -42,7 +42,7 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
         except re.error as error:
             raise ValueError(f"target_modules is not a regular expression: {target_modules!r} ({error}).") from None
     else:
-        entries = list(target_modules or [])
+        entries = [*target_modules] if isinstance(target_modules, Iterable) else []
         if not entries:
             raise ValueError("target_modules is empty: name the layers to adapt, such as ['q_proj', 'v_proj'].")
         matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}

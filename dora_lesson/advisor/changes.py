@@ -12,7 +12,9 @@ from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.memory.shapes import SHAPES
 
-CONSTRAINTS = ("vram_gb", "priority", "inference", "trainer", "gpus", "base_format", "sequence_length", "label")
+CONSTRAINTS = (
+    *("vram_gb", "priority", "inference", "trainer", "gpus", "optimizer", "base_format", "sequence_length", "label"),
+)
 SHORTEST = 128  # tokens; shorter chats are not proposed
 SMALLER = [name for name in SHAPES if name != "llama-2-7b"]  # which newer ones of its size replaced
 
@@ -67,17 +69,17 @@ def _larger_cards(request: Request, now: str | None) -> Iterator[Request]:
 def _other_choices(request: Request) -> Iterator[Request]:
     yield from (replace(request, priority=priority) for priority in PRIORITIES if priority != request.priority)
     yield from (request.served(inference) for inference in INFERENCE if inference != request.inference)
-    if request.came_packed:
-        yield replace(request, base_format="16-bit")
+    if request.came_packed and not getattr(request.config, "quantization_config", None):
+        yield request.over_16_bits()
     if request.trainer == "deepspeed":
-        yield replace(request, trainer="fsdp")
+        yield replace(request, trainer="fsdp", optimizer="adamw")
 
 
 def _more_gpus(request: Request) -> Iterator[Request]:
     """The fewest such GPUs, up to eight, on which a sharded step fits."""
     if request.device == "cuda":
         for gpus in (2, 4, 8):
-            more = replace(request, trainer="fsdp", gpus=gpus)
+            more = replace(request, trainer="fsdp", gpus=gpus, optimizer="adamw")
             if gpus > request.gpus and choose(more):
                 yield more
                 return
@@ -85,7 +87,7 @@ def _more_gpus(request: Request) -> Iterator[Request]:
 
 def _for_dora(request: Request) -> Request:
     """The request under the constraints that DoRA asks for."""
-    return replace(request.served("merged"), priority="quality", base_format="16-bit")
+    return replace(request.over_16_bits().served("merged"), priority="quality")
 
 
 def _shorter_chats(request: Request) -> Iterator[Request]:

@@ -139,7 +139,7 @@ def as_call(request: Request) -> str:
     given = {name: getattr(request, name) for name in usual if name not in ("vram_gb", "model")}
     if request.gpus == 1:
         del given["gpus"]
-    words = [f"{request.vram_gb:g}", repr(request.label), *(f"{k}={v!r}" for k, v in given.items() if v != usual[k])]
+    words = [f"{request.vram_gb:g}", request.named, *(f"{k}={v!r}" for k, v in given.items() if v != usual[k])]
     return f"recommend({', '.join(words)})"
 
 

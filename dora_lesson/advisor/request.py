@@ -81,6 +81,14 @@ class Request:
         return self.base_format != "16-bit"
 
     @property
+    def named(self) -> str:
+        """The model as `recommend` takes it to get this very checkpoint, in Python."""
+        if self.model_id == "path/to/your/model":
+            return "config"  # an object that has no name
+        known = self.model_id in (_HUB.get(self.label), f"path/to/your-{self.base_format}-checkpoint")
+        return repr(self.label if known else self.model_id)
+
+    @property
     def r(self) -> int:
         """Rank: 16, the course's; 8 where memory is first."""
         return 8 if self.priority == "memory" else 16
@@ -105,8 +113,16 @@ class Request:
 
     def with_model(self, model: Any) -> Request:
         """The same constraints for another model."""
-        label, model_id, config = _look_up(model)
+        label, model_id, config = _look_up(model, self.base_format)
         return replace(self, label=label, model_id=model_id, shape=Shape(config.to_json_string(), config))
+
+    def over_16_bits(self) -> Request:
+        """The same constraints over the 16-bit checkpoint that a packed base was made from."""
+        if not self.came_packed:
+            return self
+        model_id = _HUB.get(self.label, "path/to/the-16-bit-checkpoint")
+        packed = _format(self.inference, self.packed, self.server, "16-bit")
+        return replace(self, base_format="16-bit", model_id=model_id, packed=packed)
 
     def served(self, inference: str) -> Request:
         """The same constraints for another way to serve, packed as the server reads it."""
@@ -133,14 +149,12 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
             (given[name],) = whole(**{name: given[name]})
     if not isinstance(given["bfloat16"], bool):
         raise ValueError(f"bfloat16 is {given['bfloat16']!r}, but True or False is expected.")
-    label, model_id, config = _look_up(model)
+    label, model_id, config = _look_up(model, given["base_format"])
     require_language_model(config)
     if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
     if given["base_format"] == "16-bit" and getattr(config, "quantization_config", None):
         raise ValueError(f"{label} comes packed: pass its base_format, one of {', '.join(BASE_FORMATS[1:])}.")
-    if given["base_format"] != "16-bit" and label in SHAPES:  # the checkpoint known for this shape is not packed
-        model_id = f"path/to/your-{given['base_format']}-checkpoint"
     given["packed"] = _format(*(given[name] for name in ("inference", "packed", "server", "base_format")))
     request = Request(float(vram_gb), label, model_id, Shape(config.to_json_string(), config), **given)
     if problem := _contradiction(request):
@@ -171,6 +185,10 @@ def _contradiction(request: Request) -> str | None:
     context = getattr(request.config, "max_position_embeddings", None)
     if context and request.sequence_length > context:
         return f"sequence_length is {request.sequence_length}, but {request.label} reads at most {context} tokens."
+    if request.came_packed and request.packed not in ("no", request.base_format):
+        return f"packed is {request.packed!r}, but the base came packed as {request.base_format}: leave packed out."
+    if request.came_packed and "gguf" in SERVERS[request.server]:
+        return f"base_format is {request.base_format!r}, but {request.server} reads GGUF alone: take the 16-bit base."
     if request.packed not in SERVERS[request.server]:
         formats = ", ".join(SERVERS[request.server])
         return f"packed is {request.packed!r}, but {request.server} reads one of {formats}."
@@ -187,10 +205,12 @@ def _contradiction(request: Request) -> str | None:
     return None
 
 
-def _look_up(model: Any) -> tuple[str, str, Any]:
+def _look_up(model: Any, base_format: str) -> tuple[str, str, Any]:
     """What to call the model, what to load, and its configuration."""
     if isinstance(model, Path):
         model = str(model)
+    if isinstance(model, str):  # as copied from a browser
+        model = re.sub(r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*", r"\1", model)
     if not isinstance(model, str):
         if not hasattr(model, "to_json_string"):
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
@@ -200,7 +220,10 @@ def _look_up(model: Any) -> tuple[str, str, Any]:
     if Path(model).is_dir():
         return model, model, hub_config(model)
     if shape := known.get(_letters(model)):
-        return shape, model if "/" in model else _HUB[shape], llama_config(shape)
+        model_id = model if "/" in model else _HUB[shape]
+        if base_format != "16-bit":  # the checkpoint known for this shape is not packed
+            model_id = f"path/to/your-{base_format}-checkpoint"
+        return shape, model_id, llama_config(shape)
     if "/" not in model:
         raise ValueError(f"model is {model!r}, but one of {', '.join(SHAPES)}, or a model of the hub, is expected.")
     return model, model, hub_config(model)

@@ -90,6 +90,7 @@ def _condition(other: Request, constraint: str) -> str:
         "priority": f"{other.priority} first",
         "inference": _SERVED[other.inference],
         "trainer": f"{other.gpus} such GPUs, sharded by FSDP",
+        "optimizer": "AdamW in float32",
         "base_format": "training over the 16-bit checkpoint",
         "sequence_length": f"chats of {other.sequence_length} tokens",
     }[constraint]

@@ -41,6 +41,15 @@ class Comparison(Difference):
     differs: dict[str, tuple[Any, Any]]
 
     @property
+    def measurable(self) -> bool:
+        """Whether the pairs spread, and the interval leaves out zero."""
+        return super().measurable and not self._without_spread
+
+    @property
+    def _without_spread(self) -> bool:
+        return self.spread <= 1e-9 * abs(self.mean)
+
+    @property
     def pairs(self) -> int:
         """How many pairs went into it."""
         return self.count
@@ -65,6 +74,8 @@ class Comparison(Difference):
     def verdict(self) -> str:
         """What the interval shows, or what it excludes and still allows; for a loss in per cent of perplexity."""
         b, loss = self.names[1], self.measure == "loss"
+        if self.mean and self._without_spread:
+            return "all pairs differ by the same, which no spread can be judged by: score more items."
         low, high = (perplexity_percent(end) if loss else end for end in (self.low, self.high))
         unit = " % of perplexity" if loss else ""
         if self.measurable:
@@ -87,9 +98,12 @@ def compare(a: Sequence[Run], b: Sequence[Run], measure: str = "loss") -> Compar
 
     Raises:
         ValueError: fewer than five pairs, no such score, a run that diverged, a seed without its partner, or twice in
-            an arm.
+            an arm, or an arm of several methods.
     """
     pairs = _pairs(a, b)
+    for runs in (a, b):
+        if len(methods := {run["config"]["method"] for run in runs}) > 1:
+            raise ValueError(f"The runs of an arm have the methods {', '.join(sorted(methods))}: pass one an arm.")
     for run in (*a, *b):
         if measure not in run["scores"]:
             raise ValueError(f"measure is {measure!r}, but one of {', '.join(run['scores'])} is expected.")

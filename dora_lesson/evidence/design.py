@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from dora_lesson.core import DATA, first_problem
 from dora_lesson.evidence.paired_run import PairedRunConfig, RunMethod
@@ -16,7 +17,14 @@ from dora_lesson.evidence.stats import detectable
 
 DESIGNS = DATA / "designs"
 DEFAULT = DESIGNS / "control.yaml"
-Rate = Annotated[float, Field(ge=0, lt=1)]
+# YAML takes 2e-3, without a dot, for a text.
+Rate = Annotated[float, BeforeValidator(lambda rate: _as_number(rate)), Field(ge=0, lt=1)]
+
+
+def _as_number(rate: Any) -> Any:
+    with contextlib.suppress(ValueError):
+        return float(rate) if isinstance(rate, str) else rate
+    return rate
 
 
 class ArmLine(BaseModel):
@@ -137,6 +145,8 @@ def read_design(path: str | Path | None = None, base: str | None = None) -> Desi
         raise ValueError(f"There is no design {path}: copy data/designs/control.yaml and change it.")
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(keys, dict):
+            raise ValueError(f"{path.name} holds no keys and values: copy data/designs/control.yaml and change it.")
         design = Design.model_validate(keys)
         design.base = base or design.base
     except (yaml.YAMLError, UnicodeDecodeError) as error:

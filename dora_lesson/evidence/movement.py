@@ -42,6 +42,7 @@ class Movement(TrainerCallback):
         if state.global_step not in self.steps:
             return
         for name, W in effective_weights(model, self.targets).items():
-            layer, part = int(name.split(".")[2]), name.split(".")[-1].removesuffix("_proj")
+            numbers = [int(part) for part in name.split(".") if part.isdigit()]
+            layer, part = numbers[0] if numbers else -1, name.split(".")[-1].removesuffix("_proj")
             changes = magnitude_change(self.start[name], W).item(), direction_change(self.start[name], W).item()
             self.rows.append((state.global_step, layer, part, *(float(f"{change:.4g}") for change in changes)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 EXACT_UP_TO = 12  # pairs; of more, ten thousand flips are drawn
 
@@ -53,13 +56,25 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     Raises:
         ValueError: the lengths differ, there are fewer than two pairs, or a value is not a finite number.
     """
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"There are {len(a)} and {len(b)} values, but at least two pairs are expected.")
-    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    first, second = _floats(a), _floats(b)
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"There are {len(first)} and {len(second)} values, but at least two pairs are expected.")
+    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
+        raise ValueError("The two Series have different indices: bring their pairs into one order, as a.align(b) does.")
+    differences = second - first
     if not np.isfinite(differences).all():
         raise ValueError(f"The values are {[*a]} and {[*b]}, but finite numbers are expected: did a run diverge?")
-    error = differences.std(ddof=1) / len(a) ** 0.5
-    return _student(differences.mean(), error, len(a) - 1, len(a), sign_flip_p(differences))
+    count = len(differences)
+    error = differences.std(ddof=1) / count**0.5
+    return _student(differences.mean(), error, count - 1, count, sign_flip_p(differences))
+
+
+def _floats(values: Iterable[Any]) -> NDArray[np.float64]:
+    """The numbers in a list, an array, a tensor or a Series."""
+    try:
+        return np.array([float(value) for value in values])
+    except (TypeError, ValueError):
+        raise ValueError(f"The values are {values!r}, but a list of numbers is expected.") from None
 
 
 def crossed_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
@@ -72,7 +87,10 @@ def crossed_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]
     Raises:
         ValueError: the shapes differ, there are fewer than two seeds or items, or a value is not a finite number.
     """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    try:
+        first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    except ValueError:
+        raise ValueError("The seeds have different numbers of items, but all are scored on the same ones.") from None
     if first.shape != second.shape or first.ndim != 2 or min(first.shape) < 2:
         raise ValueError(f"The scores have shapes {first.shape} and {second.shape}, but seeds × items are expected.")
     gaps = second - first
@@ -98,7 +116,7 @@ def _student(mean: float, error: float, freedom: float, count: int, flipped: flo
     return Difference(mean, mean - half, mean + half, count, mean - half_90, mean + half_90, p, flipped)
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
+def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     """The share of all ways to flip the signs of the differences whose mean is as far from 0 as theirs, or farther.
 
     Exact up to 12 pairs. With n pairs it is never below 2 / 2ⁿ: five pairs cannot get below 0.0625.
@@ -124,11 +142,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: one of them is not between 0 and 1.
     """
-    if not all(0 <= p <= 1 for p in p_values):
-        raise ValueError(f"The p values are {[*p_values]}, but numbers from 0 to 1 are expected.")
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+    p = [float(value) for value in p_values]
+    if not all(0 <= value <= 1 for value in p):
+        raise ValueError(f"The p values are {p}, but numbers from 0 to 1 are expected.")
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
         corrected[place] = largest
     return corrected
 
@@ -154,7 +173,7 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
         raise ValueError(f"spread is {spread!r}, but a standard deviation, 0 or more, is expected.")
     if not 0 < level < 1 or not level < power < 1:
         raise ValueError(f"level is {level!r} and power {power!r}, but shares are expected, such as 0.05 and 0.8.")
-    if pairs < 2:
+    if not pairs >= 2:
         raise ValueError(f"pairs is {pairs}, but two or more are expected: one pair has no spread.")
     critical = stats.f.ppf(1 - level, 1, pairs - 1)  # of t²
 

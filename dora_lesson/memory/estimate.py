@@ -159,19 +159,21 @@ def estimate(
     reply = sequence_length if reply_length is None else reply_length
     passes, reply = whole(gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply)
     model, e = _on_meta(config), dtype.itemsize
-    linears = [model.get_submodule(name) for name in matching_linears(model, "all-linear")]
+    linears = [] if method == "full" else [model.get_submodule(name) for name in matching_linears(model, "all-linear")]
     names = [] if method == "full" else matching_linears(model, target_modules)
     adapted = [model.get_submodule(name) for name in names]
     P, V = sum(p.numel() for p in model.parameters()), config.vocab_size
     Q = sum(layer.weight.numel() for layer in linears) if method.startswith("q") else 0
     N = sum(r * (layer.in_features + layer.out_features) for layer in adapted)
     outputs = sum(layer.out_features for layer in adapted) if method.endswith("dora") else 0
-    full, tokens = method == "full", batch_size * sequence_length
+    full, tokens, width = method == "full", batch_size * sequence_length, max(4, e)  # width: of what an adapter trains
     states = int(OPTIMIZERS[optimizer] * (P if full else N + outputs)) + (4 * P if full and e < 4 else 0)
     tied = 2 * V * config.hidden_size if config.tie_word_embeddings else 0
     unpacked = max(layer.weight.numel() for layer in linears) * e if Q else 0
     reply = min(reply, sequence_length)
-    one, two = _activations(config, None if full else (r, target_modules), batch_size, sequence_length, reply, dtype)
+    # By the names' last parts: a name in full is of one block, and the blocks are counted alike.
+    kinds = target_modules if target_modules == "all-linear" else sorted({name.rpartition(".")[2] for name in names})
+    one, two = _activations(config, None if full else (r, kinds), batch_size, sequence_length, reply, dtype)
     blocks = config.num_hidden_layers
     kept = 4 if dtype == torch.float16 else e  # of the product x Vᵀ; in float16 the adapters multiply in float32
     block, rest = two - one + kept * tokens * outputs // blocks, 2 * one - two
@@ -188,9 +190,9 @@ def estimate(
         {
             "weights": e * (P - Q) + Q // 2,
             "quantization constants": sum(_constants(layer, double_quantization) for layer in linears) if Q else 0,
-            "adapters": 4 * (N + outputs) + 8 * outputs,
+            "adapters": width * (N + outputs) + 2 * width * outputs,
             "optimizer states": states,
-            "gradients": e * (P + tied) if full else 4 * (N + outputs),
+            "gradients": e * (P + tied) if full else width * (N + outputs),
             "activations": rest + blocks * block,
             "temporaries": temporaries,
         },

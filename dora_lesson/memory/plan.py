@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dora_lesson.core import whole
 from dora_lesson.memory.estimate import adapter_parameters, estimate
 from dora_lesson.memory.shapes import llama_config
 from dora_lesson.memory.tracking import free_bytes
@@ -90,18 +91,19 @@ def plan_base(
     Raises:
         SetupError: the configuration of the model cannot be had.
     """
+    (steps,) = whole(steps=steps)
     model_id = chosen_base(model_id)
     device = default_device()
     dtype, free = default_dtype(device), free_bytes(device)
     config = _config(model_id)
     gated = KNOWN.get(model_id, ("", False))[1]
     settings = {"batch_size": batch_size, "sequence_length": sequence_length, "r": r, "target_modules": target_modules}
-    whole, checkpointed = (
+    kept, checkpointed = (
         estimate(config, "qdora", **settings, dtype=dtype, gradient_checkpointing=needs_checkpointing)
         for needs_checkpointing in (False, True)
     )
     on_gpu = device.type == "cuda"
-    needs_checkpointing = whole.total + 10**9 * on_gpu > free
+    needs_checkpointing = kept.total + 10**9 * on_gpu > free
     trainable, total = adapter_parameters(config, "dora", r=r, target_modules=target_modules)
     parameters = total - trainable
     operations = (6 if needs_checkpointing else 4) * parameters * steps * batch_size * sequence_length
@@ -110,7 +112,7 @@ def plan_base(
         device=torch.cuda.get_device_name(device) if on_gpu else "CPU",
         dtype=dtype,
         download=0 if model_id == BUNDLED or Path(model_id).is_dir() else 2 * parameters,  # 16 bits each
-        peak=(checkpointed if needs_checkpointing else whole).total,
+        peak=(checkpointed if needs_checkpointing else kept).total,
         free=free,
         gradient_checkpointing=needs_checkpointing,
         seconds=operations / (0.5 * _operations_per_second(device, dtype)),
