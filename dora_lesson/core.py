@@ -1,4 +1,4 @@
-"""What several parts share: the error that says what to do, the data folder, the methods and their looks."""
+"""What several parts share: the error that says what to do, the data folder, and the table of methods."""
 
 from __future__ import annotations
 

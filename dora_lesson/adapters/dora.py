@@ -47,7 +47,7 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(base, r, lora_alpha, lora_dropout, use_rslora)
         self.register_buffer("_W2", None, persistent=False)
-        self._W2_is_right, self._norm_of_answers, self._norm_of_pass = Kept(), Kept(), Kept()
+        self._W2_of, self._norm_of_answers, self._norm_of_pass = Kept(), Kept(), Kept()
         self.refresh()
         with torch.inference_mode(False):
             self.magnitude = nn.Parameter(self._W2.sqrt().to(self.lora_A.dtype))
@@ -96,10 +96,10 @@ class DoRALinear(LoRALinear):
         return norm
 
     def _known_norm(self) -> Tensor | None:
-        """‖V‖, to divide by, where it is not to be computed from W Aᵀ.
+        """‖V‖, to divide by, if it is known already, else None.
 
-        That is in answers, of which the first computes it from V, and where a backward pass repeats a checkpointed
-        forward pass.
+        In answers it is computed once, from V, and kept. Where a backward pass repeats a checkpointed forward pass, it
+        is the norm of that pass.
         """
         if torch.compiler.is_compiling():
             return None
@@ -113,7 +113,7 @@ class DoRALinear(LoRALinear):
 
     def refresh(self) -> None:
         """Take ‖W‖ anew and forget ‖V‖: needed only after a write that autograd does not see, as through `.data`."""
-        for kept in (self._W2_is_right, self._norm_of_answers, self._norm_of_pass):
+        for kept in (self._W2_of, self._norm_of_answers, self._norm_of_pass):
             kept.drop()
         self._squares()
 
@@ -122,7 +122,7 @@ class DoRALinear(LoRALinear):
         """‖W‖² per row, (d_out,), in float32 at least."""
         W = self.base.weight
         frozen = not W.requires_grad  # the fused steps of a base that trains too are not counted as writes
-        if torch.compiler.is_compiling() or (frozen and self._W2_is_right.get(W)):
+        if torch.compiler.is_compiling() or (frozen and self._W2_of.get(W)):
             return self._W2
         with torch.inference_mode(False):
             dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
@@ -130,7 +130,7 @@ class DoRALinear(LoRALinear):
             W2 = torch.cat(norms).square()
         if has_memory(W):
             self._W2 = W2
-            self._W2_is_right.put(True, W)
+            self._W2_of.put(True, W)
         return W2
 
     def kept_tensors(self) -> list[Tensor]:

@@ -11,7 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from dora_lesson.adapters.dora import DoRALinear
-from dora_lesson.adapters.linear4bit import is_four_bit, restore_order
+from dora_lesson.adapters.linear4bit import is_four_bit, restore_packed_bytes
 from dora_lesson.adapters.lora import LoRALinear
 
 LAYERS = {"lora": LoRALinear, "dora": DoRALinear}
@@ -98,7 +98,7 @@ def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, A
     """`add_adapters` with settings for each layer, by name, into a model that has no adapters."""
     wrapped, model = model, unwrapped(model)
     _require_one_name_each(model, settings)
-    restore_order(model)
+    restore_packed_bytes(model)
     # All layers are made before one is put in, so that a wrong rank leaves the model as it was.
     was_trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     try:

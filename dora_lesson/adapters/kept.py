@@ -31,7 +31,7 @@ class Kept:
 
     @property
     def value(self) -> Any:
-        """The value, right or not; None where there is none."""
+        """The value, even if its sources have changed since; None where there is none."""
         return None if self._held is None else self._held[2]
 
     def drop(self) -> None:

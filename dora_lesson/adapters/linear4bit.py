@@ -45,7 +45,7 @@ def _multiply(base: Any, x: Tensor) -> Tensor:
     """x Wᵀ of a 4-bit layer in the dtype that it computes in."""
     from bitsandbytes import matmul_4bit
 
-    return matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=quant_state(base))  # type: ignore[no-any-return]
+    return matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=readable_quant_state(base))  # type: ignore[no-any-return]
 
 
 class _FourBitProducts(torch.autograd.Function):
@@ -105,13 +105,13 @@ def frozen_weight(base: nn.Linear) -> Tensor:
         return base.weight
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(base.weight.view(-1, 1), quant_state(base))  # type: ignore[no-any-return]
+    return dequantize_4bit(base.weight.view(-1, 1), readable_quant_state(base))  # type: ignore[no-any-return]
 
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
     """A frozen layer that holds W, with the base's bias and dtype: a full-size one, or 4-bit as the base is."""
     d_out, d_in = W.shape
-    state = quant_state(base) if is_four_bit(base) else None
+    state = readable_quant_state(base) if is_four_bit(base) else None
     dtype = state.dtype if state else base.weight.dtype
     layer: nn.Linear
     if four_bit and state:
@@ -150,7 +150,7 @@ def require_base(base: nn.Module) -> None:
     if W.is_inference():
         raise ValueError("The base was made in inference mode, where nothing can be trained: make it outside of it.")
     if is_four_bit(base):
-        block = quant_state(base).blocksize
+        block = readable_quant_state(base).blocksize
         if base.in_features % block:  # bitsandbytes unpacks such rows wrongly on a CPU
             raise ValueError(
                 f"The base has d_in={base.in_features}, not a multiple of its block size {block}: keep it in 16 bits."
@@ -161,7 +161,7 @@ def require_base(base: nn.Module) -> None:
         raise TypeError(f"The base is a {kind} with a weight of shape {tuple(W.shape)}, but {shape} is expected.")
 
 
-def restore_order(model: nn.Module) -> None:
+def restore_packed_bytes(model: nn.Module) -> None:
     """Put the bytes of all 4-bit layers back in the order that a backward pass and an adapter can read, and keep them.
 
     Where bitsandbytes has reordered them for answers, its product has no backward pass: a layer without an adapter
@@ -170,13 +170,13 @@ def restore_order(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if is_four_bit(layer):
-            quant_state(layer)
+            readable_quant_state(layer)
         base = getattr(layer, "base_layer", None)
         if isinstance(base, nn.Module) and is_four_bit(base):
             base.train()  # PEFT's adapters read the bytes themselves: a layer in train mode is not reordered
 
 
-def quant_state(base: Any) -> Any:
+def readable_quant_state(base: Any) -> Any:
     """The layer's QuantState, with the layer's bytes in the order that it expects.
 
     On some CPUs bitsandbytes reorders a layer's bytes when the layer answers in eval mode, and then can no longer

@@ -67,9 +67,8 @@ def _two_parts(answer: Any, W: Tensor) -> Pair:
             f"m has {d_in} values, one per column (dim=0), but W has {d_out} rows; take the norm over dim=1, "
             "which sums along a row."
         )
-    m = expect_tensor(
-        m, (d_out,), W.dtype, "m", "one plain list of lengths: drop the extra dim with squeeze or [:, 0]."
-    )
+    advice = "one plain list of lengths: drop the extra dim with squeeze or [:, 0]."
+    m = expect_tensor(m, (d_out,), W.dtype, "m", advice)
     V = expect_tensor(V, (d_out, d_in), W.dtype, "V", "it should have the shape of W.")
     return m, V
 

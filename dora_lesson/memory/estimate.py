@@ -118,19 +118,17 @@ def estimate(
       full fine-tuning in 16 bits adds 4 P for the float32 copy of the weights (ZeRO, Rajbhandari et al., arXiv
       1910.02054, section 3.1: 16 bytes in all; whoever steps 16-bit weights without that copy holds half).
     - activations: counted, by running one and two blocks of this shape without memory behind the tensors and adding up
-      what autograd saves. A DoRA layer saves its product x Vᵀ besides: e tokens d_out. In
-      float16 both adapters multiply in float32, as PEFT's do, and save float32. With gradient checkpointing, the
-      input of each block, e tokens hidden, and the larger of the loss's share and one block's (Chen et al., arXiv
-      1604.06174).
+      what autograd saves. A DoRA layer saves its product x Vᵀ besides: e tokens d_out. In float16 both adapters
+      multiply in float32, as PEFT's do, and save float32. With gradient checkpointing, the input of each block, e
+      tokens hidden, and the larger of the loss's share and one block's (Chen et al., arXiv 1604.06174).
     - temporaries: two float32 gradients on the way back through the loss, 8 bytes a logit; or the largest weight
       unpacked from 4 bits, if that is larger.
 
-    The layers are this package's, or with `peft` PEFT's, on a 16-bit or 4-bit base and all linear layers (see
-    `peft_extra`); without dropout, and batches are padded. Left out
+    The layers are this package's, or with `peft` PEFT's (`peft_extra`), without dropout; batches are padded. Left out
     are what the process, the CUDA context (up to 1 GB) and the allocator's gaps take, work inside one block of the
-    backward pass, and the scores of all pairs of tokens where a card has no fused attention for the case. Against
-    measured steps, the peak is within 1 % on the bundled model, for all five methods, and within 5 % (12 % with
-    checkpointing) on models of so few words that a block outweighs the loss.
+    backward pass, and the scores of all pairs of tokens where a card has no fused attention for the case. Measured
+    steps peak within 1 % on the bundled model, for all five methods, and within 5 % (12 % with checkpointing) on models
+    of so few words that a block outweighs the loss.
 
     Args:
         config: a configuration of transformers.
@@ -171,7 +169,7 @@ def estimate(
     tied = 2 * V * config.hidden_size if config.tie_word_embeddings else 0
     unpacked = max(layer.weight.numel() for layer in linears) * e if Q else 0
     reply = min(reply, sequence_length)
-    # By the names' last parts: a name in full is of one block, and the blocks are counted alike.
+    # A name in full is of one block, and here all blocks are alike.
     kinds = target_modules if target_modules == "all-linear" else sorted({name.rpartition(".")[2] for name in names})
     one, two = _activations(config, None if full else (r, kinds), batch_size, sequence_length, reply, dtype)
     blocks = config.num_hidden_layers

@@ -42,7 +42,7 @@ def load_base(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = _device(device)
-    number = _dtype(dtype, place)
+    chosen = _dtype(dtype, place)
     model_id = chosen_base(model_id)
     bundled = model_id == BUNDLED
     source = str(prepare()) if bundled else model_id
@@ -53,8 +53,8 @@ def load_base(
         with silence:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if four_bit:
-                options["quantization_config"] = four_bit_config(number)
-            options |= {"dtype": number, "device_map": {"": place}, "use_safetensors": True}
+                options["quantization_config"] = four_bit_config(chosen)
+            options |= {"dtype": chosen, "device_map": {"": place}, "use_safetensors": True}
             model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if not bundled:

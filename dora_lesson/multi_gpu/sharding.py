@@ -66,7 +66,7 @@ def shard_frozen(model: Any, device: torch.device) -> Any:
 def _keep_norm(layer: DoRALinear, device: torch.device) -> None:
     """Hold on to ‖W‖ from before FSDP shards W, which changes its memory at every step and its values never."""
     layer._W2 = layer._W2.to(device)
-    layer._W2_is_right = _Always()
+    layer._W2_of = _Always()
 
 
 class _Always(Kept):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dora_lesson.adapters.linear4bit import restore_order
+from dora_lesson.adapters.linear4bit import restore_packed_bytes
 from dora_lesson.core import whole
 from dora_lesson.task_api.dataset import Item, require_items
 
@@ -112,7 +112,7 @@ def answer(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    restore_order(model)
+    restore_packed_bytes(model)
     pad = pad_token_id(model, tokenizer)
     ends = _end_tokens(model, tokenizer)
     try:
@@ -138,5 +138,5 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     with contextlib.suppress(ValueError):  # a template without an end token: the model's own is all there is
-        ends.add(ids[_end_of_turn(tokenizer, ids, len(ids) // 2) - 1])
+        ends.add(ids[_end_of_turn(tokenizer, ids, len(ids) // 2) - 1])  # the reply is in the second half
     return sorted(token for token in ends if token is not None)

@@ -41,36 +41,36 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     system, user = item["messages"][0]["content"], item["messages"][-2]["content"]
     call, expected = find_call(reply) or {}, reference_call(item)
     text = reply_text(reply)
-    low = text.lower().replace("\u2019", "'")
-    sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", low) if s]
-    said = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
+    lowered = text.lower().replace("\u2019", "'")
+    sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", lowered) if s]
+    stated = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
     stems, tasks = stems_of(text), dict(re.findall(r"^(\d+)\. (.+)$", system, flags=re.M))
     titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
-    matter = stems_of(user) | stems_of(_subject(expected, titles))
-    every = matter | {stem for title in titles.values() for stem in stems_of(title)}
-    does = _says_what_it_does(call, low, stems & every, titles)
-    shows = does and expected["action"] == call.get("action") == "list"
-    taken_up = bool(stems & matter) or not matter or shows
-    points = {"acknowledge": 2 * taken_up or int(bool(stems & every))}
+    request_words = stems_of(user) | stems_of(_subject(expected, titles))
+    all_words = request_words | {stem for title in titles.values() for stem in stems_of(title)}
+    says_it = _says_what_it_does(call, lowered, stems & all_words, titles)
+    shows_tasks = says_it and expected["action"] == call.get("action") == "list"
+    taken_up = bool(stems & request_words) or not request_words or shows_tasks
+    points = {"acknowledge": 2 if taken_up else int(bool(stems & all_words))}
     lines = call_lines(reply)
     valid = len(lines) == 1 and validate_call(call) is None and call["action"] == expected["action"]
     valid = valid and ("task" not in call or str(call["task"]) in titles)
-    points["deliver"] = int(valid) + int(does)
+    points["deliver"] = int(valid) + int(says_it)
     last = sentences[-1] if sentences else ""
     offers = last.endswith("?") or bool(_OFFER.match(last))
-    about = stems & (every if expected["action"] in ("list", "none") else matter)
-    points["propose"] = (1 + bool(about or shows or not titles)) if offers else 0
+    about = stems & (all_words if expected["action"] in ("list", "none") else request_words)
+    points["propose"] = (1 + bool(about or shows_tasks or not titles)) if offers else 0
     words = len(text.split())
-    threes = list(zip(low.split(), low.split()[1:], low.split()[2:], strict=False))
-    lapses = any(phrase in low for phrase in BANNED) + ("!" in text) + (len(threes) > len(set(threes)))
+    threes = list(zip(lowered.split(), lowered.split()[1:], lowered.split()[2:], strict=False))
+    lapses = any(phrase in lowered for phrase in BANNED) + ("!" in text) + (len(threes) > len(set(threes)))
     lapses += words > 60 or len(sentences) > 4
     points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
     acts = call.get("action", "none") != "none"
-    holds = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(said)
-    points["boundaries"] = 2 if holds and words >= 4 else 0
+    acts_as_expected = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(stated)
+    points["boundaries"] = 2 if acts_as_expected and words >= 4 else 0
     today = re.search(r"today is (\w+)", system.lower())
-    only_asks = acts and not said
-    if only_asks or contradicts(said, call or {"action": "none"}, user, tasks, today[1] if today else ""):
+    only_asks = acts and not stated
+    if only_asks or contradicts(stated, call or {"action": "none"}, user, tasks, today[1] if today else ""):
         points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
     return points
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dora_lesson.adapters.inject import adapted_layers
-from dora_lesson.adapters.linear4bit import restore_order
+from dora_lesson.adapters.linear4bit import restore_packed_bytes
 from dora_lesson.core import whole
 from dora_lesson.task_api.chats import encode_chat, pad_token_id
 from dora_lesson.task_api.dataset import Item, require_items
@@ -27,15 +27,14 @@ from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, dig
 
 @dataclass
 class FineTuneResult:
-    """What `finetune` did: `losses` are means (nats a token) of each step of the whole run, resumed parts included;
-    `seconds` and `peak_memory_bytes` (of the GPU, else of the process) are those of this call alone."""
+    """What `finetune` did."""
 
     steps: int
-    losses: list[float]
-    seconds: float
-    peak_memory_bytes: int
+    losses: list[float]  # of each step, mean nats a token; those before a resumption too
+    seconds: float  # of this call alone
+    peak_memory_bytes: int  # of this call alone: of the GPU, else of the process
     trained_parameters: int
-    resumed_from: int = 0
+    resumed_from: int = 0  # the step of the checkpoint that the run went on from
 
 
 def finetune(
@@ -107,7 +106,7 @@ def finetune(
             f"{coarse[0]} is trained in {trained[coarse[0]].dtype}, where AdamW's small steps are rounded away: make "
             "what is trained float32, such as by adding the adapters after the model has its dtype."
         )
-    restore_order(model)  # the model may have answered before
+    restore_packed_bytes(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir).expanduser() if output_dir else None
     if folder and folder.is_file():
