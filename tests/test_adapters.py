@@ -594,3 +594,10 @@ def test_a_home_is_found_by_its_sign(tmp_path, monkeypatch):
     save_adapters(with_adapters("dora"), "~/a")
     assert (tmp_path / "a" / WEIGHTS).is_file()
     load_adapters(small_llama(), "~/a")
+
+
+def test_a_model_with_one_compiled_block_is_adapted_all_over():
+    model = small_llama()
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    add_adapters(model, "dora", r=2, lora_alpha=4, target_modules=SOME)
+    assert len(adapted_layers(model)) == 2 * len(SOME)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from dora_lesson.adapters.dora import DoRALinear
@@ -115,7 +114,9 @@ def insert_layers(model: nn.Module, method: str, settings: dict[str, dict[str, A
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, out of what `torch.compile` or data parallelism put around it."""
-    return extract_model_from_parallel(model, keep_torch_compile=False)  # type: ignore[no-any-return]
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = model.module if parallel else getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def require_none(model: nn.Module) -> None:
