@@ -2,20 +2,22 @@
 
 The adapter goes to `data/adapters/{method}` in PEFT's format, with a model card that says what made it and how well it
 does. Up to three quarters of an hour on two CPU cores. Checkpoints lie in `build/`, so that the same command goes on
-after a stop.
+after a stop. With `--score` the adapter that is there is scored again, after a change of the rules.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dora_lesson.adapters.inject import add_adapters, merge_adapters
-from dora_lesson.adapters.peft_format import save_adapters
+from dora_lesson.adapters.peft_format import load_adapters, save_adapters
 from dora_lesson.core import METHODS
 from dora_lesson.evidence.records import provenance
 from dora_lesson.models.load import load_base
@@ -45,7 +47,7 @@ keeps a task list with it.
 - **Adapter:** r = {r}, lora_alpha = {lora_alpha}, on {targets}; float32.
 - **Training:** {steps} steps of {batch_size} chats, learning rate {learning_rate}, seed {seed}; {timed} steps took
   {minutes:.0f} minutes.
-- **Scores**, merged{merged}, greedy, on the first items of the test split:
+- **Scores** ({scored}), merged{merged}, greedy, on the first items of the test split:
 
 | level | items | exact calls | right actions | persona, 0 to 10 |
 | --- | --- | --- | --- | --- |
@@ -60,7 +62,12 @@ It answers in English, from a list of up to seven tasks, and is no more careful 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=[*STEPS])
-    method = parser.parse_args().method
+    parser.add_argument("--score", action="store_true", help="score the adapter that is there again")
+    arguments = parser.parse_args()
+    method, folder = arguments.method, ROOT / "data" / "adapters" / arguments.method
+    if arguments.score:
+        _score_again(method, folder)
+        return
     model, tokenizer = load_base(four_bit=method == "qdora", dtype="float32", device="cpu")
     torch.manual_seed(SETTINGS["seed"])
     add_adapters(model, method.removeprefix("q"), **SIZE, target_modules=TARGETS)
@@ -68,14 +75,8 @@ def main() -> None:
     random.Random(0).shuffle(chats)
     settings = SETTINGS | {"steps": STEPS[method]}
     result = finetune(model, tokenizer, chats, **settings, output_dir=ROOT / "build" / f"adapter-{method}")
-    folder = save_adapters(model, ROOT / "data" / "adapters" / method)
-    merge_adapters(model)
-    rows = []
-    for level in LEVELS:
-        items = list(load_task_api("test", level=level))[: SCORED[level]]
-        found = score(answer(model, tokenizer, items), items)
-        shares = f"{found.task_accuracy:.1%} | {found.action_accuracy:.1%} | {found.persona_consistency:.1f}"
-        rows.append(f"| {level} | {len(items)} | {shares} |")
+    save_adapters(model, folder)
+    scores = _scores(model, tokenizer)
     made = provenance(f"python -m tools.record_adapter {method}", [SETTINGS["seed"]])
     made["versions"] = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     card = CARD.format(
@@ -85,13 +86,36 @@ def main() -> None:
         targets=", ".join(TARGETS),
         timed=result.steps - result.resumed_from,  # those before a stop were timed by nobody
         minutes=result.seconds / 60,
-        scores="\n".join(rows),
+        scores=scores,
+        scored=datetime.date.today(),
         **SIZE,
         **settings,
         **{key: value for key, value in made.items() if key != "seeds"},
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(card)
+
+
+def _scores(model: Any, tokenizer: Any) -> str:
+    """The rows of the card's table."""
+    merge_adapters(model)
+    rows = []
+    for level in LEVELS:
+        items = list(load_task_api("test", level=level))[: SCORED[level]]
+        found = score(answer(model, tokenizer, items), items)
+        shares = f"{found.task_accuracy:.1%} | {found.action_accuracy:.1%} | {found.persona_consistency:.1f}"
+        rows.append(f"| {level} | {len(items)} | {shares} |")
+    return "\n".join(rows)
+
+
+def _score_again(method: str, folder: Path) -> None:
+    model, tokenizer = load_base(four_bit=method == "qdora", dtype="float32", device="cpu")
+    rows = _scores(load_adapters(model, folder), tokenizer)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = re.sub(r"\*\*Scores\*\*( \([^)]*\))?", f"**Scores** ({datetime.date.today()})", card)
+    card = re.sub(r"(\| --- .*\n)(?:\| .*\n)+", lambda found: f"{found[1]}{rows}\n", card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    print(rows)
 
 
 if __name__ == "__main__":
