@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             report = doctor()
             print(report)
             return 0 if report.ok else 1
-        from dora_lesson.models.bundled import bundled_status, prepare
+        from dora_lesson.environment import bundled_status
+        from dora_lesson.models.bundled import prepare
 
         prepare()
         state, todo = bundled_status()

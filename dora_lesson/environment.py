@@ -10,6 +10,7 @@ import html
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import platform
 import sys
@@ -68,8 +69,6 @@ def doctor() -> Report:
     if "torch" not in missing:
         _device_rows(report, four_bit=not {"bitsandbytes", "transformers"} & set(missing))
     if not {"torch", "transformers", "gguf"} & set(missing):
-        from dora_lesson.models.bundled import bundled_status
-
         state, todo = bundled_status()
         report.add("bundled model", state, todo, needed=state == "damaged")
     return report
@@ -145,6 +144,19 @@ def four_bit_problem(device: Any) -> str | None:
     except Exception as problem:  # whatever it is, it belongs in the report
         return f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
     return None if error < 0.25 else f"wrong results, off by {100 * error:.0f} %"
+
+
+def bundled_status() -> tuple[str, str]:
+    """What is there of the bundled model, each byte held against its conversion, and what to do about it, or ""."""
+    from dora_lesson.models.bundled import MANIFEST, NAME, cache_folder, sha256
+
+    folder = cache_folder() / NAME
+    if not (folder / MANIFEST).is_file():
+        return "not fetched", "93 MB, fetched when first needed; `python -m dora_lesson prepare` does it now"
+    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
+        if sha256(folder / name) != digest:
+            return "damaged", f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
+    return f"{NAME}, present and verified", ""
 
 
 _ASCII = {"×": "x", "‖": "||", "−": "-", "–": "-", "→": "->", "Δ": "d", "≤": "<=", "≥": ">=", "·": "*", "√": "sqrt "}

@@ -76,7 +76,7 @@ def test_names_are_matched_as_peft_matches_them(target):
     [
         (["q_pro"], ValueError, "did you mean q_proj"),
         (["q_proj", "xyz"], ValueError, "the model's linear layers are"),
-        ([], ValueError, "empty"),
+        ([], ValueError, r"target_modules is \[\]"),
         ("query", ValueError, "matches nothing"),
         ("(", ValueError, "not a regular expression"),
         (["mlp"], TypeError, "only linear layers"),
@@ -424,6 +424,18 @@ class Nested(nn.Module):
         return self.proj(self.block.proj(self.block[0](x)))
 
 
+def test_a_container_that_is_named_like_a_layer_is_not_adapted(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+
+    model = add_adapters(make(), "dora", r=2, lora_alpha=4, target_modules=["0.0"])
+    disturb(model)
+    save_adapters(model, tmp_path)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(load_adapters(make(), tmp_path)(x), model(x))
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("adapted", [{"proj": 32}, {"block.proj": 4, "proj": 32}, {"block.0": 4, "proj": 4}])
 def test_layers_whose_names_end_alike_are_told_apart_on_disk(method, adapted, tmp_path):
@@ -570,7 +582,9 @@ def test_a_layer_without_a_shape_is_refused_in_our_words():
         add_adapters(torch.nn.Sequential(torch.nn.LazyLinear(4)), r=2, lora_alpha=2, target_modules=["0"])
 
 
-@pytest.mark.parametrize(("target", "words"), [(None, "is empty"), ("q_proj", r"pass a list, \['q_proj'\]")])
+@pytest.mark.parametrize(
+    ("target", "words"), [(None, "target_modules is None"), ("q_proj", r"pass a list, \['q_proj'\]")]
+)
 def test_a_target_that_selects_nothing_says_what_to_pass(target, words):
     with pytest.raises(ValueError, match=words):
         matching_linears(small_llama(), target)

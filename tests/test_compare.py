@@ -118,7 +118,7 @@ def test_an_arm_of_two_methods_is_refused() -> None:
 
 def test_pairs_that_all_differ_by_the_same_prove_nothing() -> None:
     found = compare(runs(A), runs([a + 1 / 72 for a in A], "dora"))
-    assert not found.measurable and "no spread can be judged by" in str(found)
+    assert not found.measurable and "no spread to judge by" in str(found)
 
 
 def test_a_score_that_the_runs_do_not_have_is_refused() -> None:

@@ -23,9 +23,10 @@ import torch
 
 from dora_lesson import add_adapters, load_base
 from dora_lesson.core import SetupError
+from dora_lesson.environment import bundled_status
 from dora_lesson.models import bundled as bundled
 from dora_lesson.models import load as models
-from dora_lesson.models.bundled import bundled_status, prepare
+from dora_lesson.models.bundled import prepare
 from tests.conftest import ROOT, RunPython
 
 # What is loaded.
@@ -95,7 +96,7 @@ def small_llama(folder: Path) -> Path:
 
 def test_loading_is_quick_after_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched, converted or hashed again."""
-    for name in ["_download", "_convert", "_sha256"]:
+    for name in ["_download", "_convert", "sha256"]:
         monkeypatch.setattr(bundled, name, None)
     load_base(device="cpu")
 
@@ -428,7 +429,7 @@ def test_weights_that_are_missing_are_named_and_not_drawn(tmp_path: Path) -> Non
     model, _ = load_base(str(folder))
     add_adapters(model, "dora", r=2, lora_alpha=4, target_modules=["q_proj"])
     model.save_pretrained(folder)
-    with pytest.raises(SetupError, match=r"has no weights for .*q_proj.weight.*merge them before"):
+    with pytest.raises(SetupError, match=r"has no weights for .*q_proj.weight.*call merge_adapters and save it again"):
         load_base(str(folder))
 
 

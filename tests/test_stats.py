@@ -36,7 +36,7 @@ def test_numbers_come_in_any_container_and_keep_their_order() -> None:
         paired_difference(pd.Series(a), pd.Series(b, index=[3, 2, 1, 0]))
     with pytest.raises(ValueError, match="a list of numbers is expected"):
         paired_difference([[1, 2], [3, 4]], [[1, 2], [3, 4]])
-    with pytest.raises(ValueError, match="different numbers of items"):
+    with pytest.raises(ValueError, match="every seed needs a number"):
         crossed_difference([[1, 2], [3]], [[1, 2], [3]])
     with pytest.raises(ValueError, match="pairs is nan"):
         detectable(1, math.nan)

@@ -172,6 +172,9 @@ def test_undo_takes_back_one_change_at_a_time_and_looking_is_none():
         ({"action": "search", "query": "bank call"}, ["call the bank"]),
         ({"action": "search", "query": "'lawns.'"}, ["mow the lawn"]),
         ({"action": "search", "query": "ow"}, []),
+        ({"action": "search", "query": "bans"}, ["call the bank"]),
+        ({"action": "search", "query": "las"}, []),
+        ({"action": "search", "query": "!!"}, []),
     ],
 )
 def test_lists_and_searches_find_their_tasks(call, titles):

@@ -43,7 +43,7 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
     else:
         entries = [*target_modules] if isinstance(target_modules, Iterable) else []
         if not entries:
-            raise ValueError("target_modules is empty: name the layers to adapt, such as ['q_proj', 'v_proj'].")
+            raise ValueError(f"target_modules is {target_modules!r}: name the layers to adapt, such as ['q_proj'].")
         matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
     unmatched = [entry for entry, names in matches.items() if not names]
     if unmatched == [target_modules] and any(name.endswith(f".{target_modules}") for name in linears):

@@ -72,7 +72,8 @@ class AdapterConfig(BaseModel):
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """Write the hand-written adapters to a folder in PEFT's format and return it.
 
-    Both files are written whole and then take the place of those of an earlier adapter; other files stay.
+    Both files are written whole, in a hidden folder, and then put in the place of those of an earlier adapter, one
+    after the other; other files stay.
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
@@ -236,7 +237,7 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 
 def _shortest_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str] | str:
     """What selects the adapted layers and no other: last parts, as in q_proj, else whole names, else a pattern."""
-    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)]
+    modules = [name for name, _ in model.named_modules()]
     for names in (sorted({name.split(".")[-1] for name in layers}), sorted(layers)):
         if {m for m in modules if any(m == name or m.endswith(f".{name}") for name in names)} == {*layers}:
             return names

@@ -12,9 +12,8 @@ from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.memory.shapes import SHAPES
 
-CONSTRAINTS = (
-    *("vram_gb", "priority", "inference", "trainer", "gpus", "optimizer", "base_format", "sequence_length", "label"),
-)
+CONSTRAINTS = ["vram_gb", "priority", "inference", "trainer", "gpus", "optimizer"]
+CONSTRAINTS += ["base_format", "sequence_length", "label"]
 SHORTEST = 128  # tokens; shorter chats are not proposed
 SMALLER = [name for name in SHAPES if name != "llama-2-7b"]  # which newer ones of its size replaced
 

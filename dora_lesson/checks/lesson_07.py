@@ -150,7 +150,7 @@ def persona_item(attempt: Attempt) -> None:
     named = str((find_call(reply) or {}).get("task", "")).strip("# ")
     expect(
         named in ("", *tasks),
-        f"the call names task {named}, but no line of the system message begins with that number.",
+        f"the call names task {named}, but no task of the list has that number.",
     )
 
 
@@ -161,9 +161,8 @@ def _tasks_and_persona(system: str) -> tuple[list[str], str]:
     Where no line does, they may be either.
     """
     lines = system.splitlines()
-    numbers = {
-        i: found[1] for i, line in enumerate(lines) if (found := re.match(r"\s*(?:[-*]\s*)?(\d+)[.):]\s*\S", line))
-    }
+    begins = re.compile(r"\s*(?:[-*]\s*)?(\d+)[.):](?!\d)\s*\S")
+    numbers = {i: found[1] for i, line in enumerate(lines) if (found := begins.match(line))}
     numbered = [*numbers]
     heads = [i for i, line in enumerate(lines) if i not in numbered and re.search(r"\b(today|tasks?)\b", line, re.I)]
     heads = [i for i in heads if numbered and i < numbered[-1]]

@@ -75,7 +75,7 @@ class Comparison(Difference):
         """What the interval shows, or what it excludes and still allows; for a loss in per cent of perplexity."""
         b, loss = self.names[1], self.measure == "loss"
         if self.mean and self._without_spread:
-            return "all pairs differ by the same, which no spread can be judged by: score more items."
+            return "all pairs differ by the same, so that there is no spread to judge by."
         low, high = (perplexity_percent(end) if loss else end for end in (self.low, self.high))
         unit = " % of perplexity" if loss else ""
         if self.measurable:

@@ -17,14 +17,17 @@ from dora_lesson.evidence.stats import detectable
 
 DESIGNS = DATA / "designs"
 DEFAULT = DESIGNS / "control.yaml"
-# YAML takes 2e-3, without a dot, for a text.
-Rate = Annotated[float, BeforeValidator(lambda rate: _as_number(rate)), Field(ge=0, lt=1)]
 
 
-def _as_number(rate: Any) -> Any:
+def _as_number(value: Any) -> Any:
+    """The number in a text: YAML takes 2e-3, without a dot, for one."""
     with contextlib.suppress(ValueError):
-        return float(rate) if isinstance(rate, str) else rate
-    return rate
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_as_number)]
+Rate = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class ArmLine(BaseModel):
@@ -39,7 +42,7 @@ class ArmLine(BaseModel):
     lora_dropout: float = 0.0
     lora_A_std: float = 0.0
     full_magnitude: bool = False
-    magnitude_rate: float = Field(default=1.0, ge=0)
+    magnitude_rate: Number = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
     def _adapters_have_a_size(self) -> ArmLine:
@@ -75,8 +78,8 @@ class Design(BaseModel):
     scored: int = 0
     checkpoints: int = 0
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    spread: float = Field(gt=0)
-    margin: float = Field(gt=0)
+    spread: Number = Field(gt=0)
+    margin: Number = Field(gt=0)
     lines: list[ArmLine] = Field(alias="arms", min_length=1)
     _command: str = PrivateAttr(default="python -m dora_lesson.experiments")
 

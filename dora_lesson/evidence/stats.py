@@ -60,7 +60,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"There are {len(first)} and {len(second)} values, but at least two pairs are expected.")
     if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
-        raise ValueError("The two Series have different indices: bring their pairs into one order, as a.align(b) does.")
+        raise ValueError("The Series have different indices: make the seed the index of both, or pass .to_numpy().")
     differences = second - first
     if not np.isfinite(differences).all():
         raise ValueError(f"The values are {[*a]} and {[*b]}, but finite numbers are expected: did a run diverge?")
@@ -90,7 +90,7 @@ def crossed_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]
     try:
         first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     except ValueError:
-        raise ValueError("The seeds have different numbers of items, but all are scored on the same ones.") from None
+        raise ValueError("The scores are no table: every seed needs a number for each of the same items.") from None
     if first.shape != second.shape or first.ndim != 2 or min(first.shape) < 2:
         raise ValueError(f"The scores have shapes {first.shape} and {second.shape}, but seeds × items are expected.")
     gaps = second - first

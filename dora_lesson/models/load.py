@@ -56,6 +56,8 @@ def load_base(
                 options["quantization_config"] = four_bit_config(chosen)
             options |= {"dtype": chosen, "device_map": {"": place}, "use_safetensors": True}
             model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if not bundled:
             raise explained(source, error) from error
@@ -65,8 +67,8 @@ def load_base(
         ) from error
     if missing := sorted(found["missing_keys"]):  # transformers draws them at random
         raise SetupError(
-            f"{source} has no weights for {missing[0]}: where adapters were in the model when it was saved, merge them "
-            "before, with merge_adapters."
+            f"{source} has no weights for {missing[0]}: if adapters were in the model when it was saved, call "
+            "merge_adapters and save it again."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

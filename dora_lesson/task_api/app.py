@@ -127,12 +127,15 @@ class TaskList:
 
 def _is_asked_for(task: Task, call: Call, days: dict[str, tuple[datetime.date, datetime.date]]) -> bool:
     """Whether a list or a search is about this task. A word of a search may be the beginning of one in the title."""
-    asked = [word.removesuffix("s") for word in content_words(str(call.get("query", "")))]
+    query = str(call.get("query", ""))
+    asked = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in content_words(query)]
     words = content_words(task.title)
+    found = all(any(word.startswith(part) for word in words) for part in asked)
+    found = found if asked else query.lower().strip() in task.title.lower()
     first = days["due"][0] if "due" in days else datetime.date.min
     last = min(last for _, last in days.values()) if days else datetime.date.max
     return (
-        all(any(word.startswith(part) for word in words) for part in asked)
+        found
         and (not days or (task.due is not None and first <= task.due <= last))
         and call.get("priority") in (None, task.priority)
     )

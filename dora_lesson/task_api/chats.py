@@ -110,11 +110,9 @@ def answer(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, and the same for every model
     replies = [""] * len(prompts)
     device = next(model.parameters()).device
+    pad, ends = pad_token_id(model, tokenizer), _end_tokens(model, tokenizer)
     was_training = model.training
-    model.eval()
-    restore_packed_bytes(model)
-    pad = pad_token_id(model, tokenizer)
-    ends = _end_tokens(model, tokenizer)
+    restore_packed_bytes(model.eval())
     try:
         for start in tqdm(range(0, len(order), batch_size), desc=label, leave=False):
             indices = order[start : start + batch_size]

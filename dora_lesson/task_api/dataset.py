@@ -116,13 +116,13 @@ def reference_call(item: Item) -> Call:
     """The call of an item's own reply.
 
     Raises:
-        ValueError: the item has no reply, or none with a call.
+        ValueError: the item has no reply, or none with a call that the list takes.
     """
     last = item["messages"][-1]
     call = find_call(last["content"]) if last["role"] == "assistant" else None
-    if call is None:
-        raise ValueError("An item has no reply with a call to compare with: pass items of the set.")
-    return call
+    if problem := validate_call(call):
+        raise ValueError(f"An item has no reply with a call to compare with ({problem}): pass items of the set.")
+    return call or {}
 
 
 def require_items(items: Iterable[Item]) -> list[Item]:

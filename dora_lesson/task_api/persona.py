@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 
-from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_text, validate_call
+from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_lines, reply_text, validate_call
 from dora_lesson.task_api.dataset import Item, reference_call
-from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock
+from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, resolve
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
 _REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
 _CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
-_MONTHS, _NTH = "|".join(MONTHS), r"\d{1,2}(?:st|nd|rd|th)"  # a month counts beside a number alone: "may" is a verb
+_MONTHS = "|".join(MONTHS)  # a month counts beside a number alone: "may" is a verb
 _NAMED_DAYS = re.compile(
-    rf"\b(today|tomorrow|yesterday|{'|'.join(WEEKDAYS)}|{_NTH}|\d{{1,2}} (?:{_MONTHS})|(?:{_MONTHS}) \d{{1,2}})\b"
+    rf"\b(today|tomorrow|yesterday|{'|'.join(WEEKDAYS)}|\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})"
+    rf"|(?:{_MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th))\b"
 )
-_BESIDE_TODAY = {"yesterday": -1, "today": 0, "tomorrow": 1}
 _NAMED_TIMES = re.compile(r"\b(noon|midnight|\d{1,2}(?::\d\d)?\s?[ap]\.?m|\d{1,2}:\d\d)\b")
 
 
@@ -40,9 +41,11 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     """
     system, user = item["messages"][0]["content"], item["messages"][-2]["content"]
     call, expected = find_call(reply) or {}, reference_call(item)
+    call |= {"task": str(call["task"]).strip("# ")} if "task" in call else {}
     text = reply_text(reply)
-    lowered = text.lower().replace("\u2019", "'")
-    sentences = [s for s in re.split(r"(?<=[.?])\s+|;\s+", lowered) if s]
+    lines = [line for line in reply_lines(reply) if line not in call_lines(reply)]
+    lowered = "\n".join(lines).lower().replace("\u2019", "'")
+    sentences = [s for s in re.split(r"(?<=[.?!])\s+|;\s+|\s+[-–—]\s+|\n+", lowered) if s]
     stated = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
     stems, tasks = stems_of(text), dict(re.findall(r"^(\d+)\. (.+)$", system, flags=re.M))
     titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
@@ -52,8 +55,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     shows_tasks = says_it and expected["action"] == call.get("action") == "list"
     taken_up = bool(stems & request_words) or not request_words or shows_tasks
     points = {"acknowledge": 2 if taken_up else int(bool(stems & all_words))}
-    lines = call_lines(reply)
-    valid = len(lines) == 1 and validate_call(call) is None and call["action"] == expected["action"]
+    valid = len(call_lines(reply)) == 1 and validate_call(call) is None and call["action"] == expected["action"]
     valid = valid and ("task" not in call or str(call["task"]) in titles)
     points["deliver"] = int(valid) + int(says_it)
     last = sentences[-1] if sentences else ""
@@ -68,17 +70,16 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     acts = call.get("action", "none") != "none"
     acts_as_expected = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(stated)
     points["boundaries"] = 2 if acts_as_expected and words >= 4 else 0
-    today = re.search(r"today is (\w+)", system.lower())
-    only_asks = acts and not stated
-    if only_asks or contradicts(stated, call or {"action": "none"}, user, tasks, today[1] if today else ""):
+    only_asks = acts and bool(text) and not stated
+    if only_asks or contradicts(stated, call or {"action": "none"}, user, tasks, _today(system)):
         points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
     return points
 
 
-def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], today: str = "") -> bool:
+def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], today: datetime.date | None = None) -> bool:
     """Whether what a reply states, in lower case and without its questions, disagrees with its call.
 
-    `tasks` are the lines of the list, by number; `today` is the weekday.
+    `tasks` are the lines of the list, by number; without `today`, "saturday" and "tomorrow" are never the same day.
     """
     action = call.get("action")
     changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
@@ -90,18 +91,37 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], toda
     if own in tasks and not stems_of(tasks[own]) & stems and any(stems_of(line) & elsewhere for line in others):
         return True
     known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
-    meant = set(re.findall(r"[1-9]\d*", known)).union(*_named(known.lower(), today))
-    return any(not readings & meant for readings in _named(said, today))
+    days = {*_named_days(known.lower()), *(str(call[key]) for key in ("due", "until") if call.get(key))}
+    if today is not None:
+        for day in [*days]:
+            with contextlib.suppress(ValueError):
+                date = resolve(day, today)
+                month = MONTHS[date.month - 1]
+                days |= {day_word(date, today), WEEKDAYS[date.weekday()], f"{date.day}", f"{date.day} {month}"}
+    times = set().union(*_named_times(known.lower()))
+    return not {*_named_days(said)} <= days or any(not readings & times for readings in _named_times(said))
 
 
-def _named(text: str, today: str) -> list[set[str]]:
-    """For each day and time that a text in lower case names, what it may mean: 3:15 is in the night or at noon."""
+def _today(system: str) -> datetime.date | None:
+    """The day that a system message says it is, in a year in which it has that weekday."""
+    if found := re.search(r"today is (\w+),? (\d{1,2}) (\w+)", system.lower()):
+        for year in range(2024, 2052):
+            with contextlib.suppress(ValueError):
+                day = datetime.date(year, MONTHS.index(found[3]) + 1, int(found[2]))
+                if WEEKDAYS[day.weekday()] == found[1]:
+                    return day
+    return None
+
+
+def _named_days(text: str) -> list[str]:
+    """The days that a text in lower case names: "friday", "14", "14 march"."""
+    named = [re.sub(r"(?<=\d)[a-z]+", "", day) for day in _NAMED_DAYS.findall(text)]
+    return [re.sub(r"^([a-z]+) (\d+)$", r"\2 \1", day) for day in named]
+
+
+def _named_times(text: str) -> list[set[str]]:
+    """For each time that a text in lower case names, what it may mean: 3:15 is in the night or at noon."""
     named = []
-    for day in _NAMED_DAYS.findall(text):
-        readings = set(re.findall(r"\d+", day)) or {day}
-        if today in WEEKDAYS and day in _BESIDE_TODAY:
-            readings.add(WEEKDAYS[(WEEKDAYS.index(today) + _BESIDE_TODAY[day]) % 7])
-        named.append(readings)
     for time in _NAMED_TIMES.findall(text):
         readings = set()
         for half in ("", " am", " pm"):
