@@ -142,7 +142,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: one of them is not between 0 and 1.
     """
-    p = [float(value) for value in p_values]
+    p = _floats(p_values).tolist()
     if not all(0 <= value <= 1 for value in p):
         raise ValueError(f"The p values are {p}, but numbers from 0 to 1 are expected.")
     corrected, largest = [0.0] * len(p), 0.0

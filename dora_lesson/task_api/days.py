@@ -71,8 +71,9 @@ def clock(time: str | datetime.time) -> str:
 
 def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
     """What makes a date of today, for a day as it was said."""
+    said = _said(due)
     for pattern, meaning in _DAYS.items():
-        if found := re.fullmatch(pattern, _said(due)):
+        if found := re.fullmatch(pattern, said):
             return functools.partial(meaning, *found.groups())
     raise ValueError(f"{due!r} is not a day: say one such as tomorrow, thursday, the 14th or 14 march.")
 

@@ -43,7 +43,8 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     call, expected = find_call(reply) or {}, reference_call(item)
     call |= {"task": str(call["task"]).strip("# ")} if "task" in call else {}
     text = reply_text(reply)
-    lines = [line for line in reply_lines(reply) if line not in call_lines(reply)]
+    calls = call_lines(reply)
+    lines = [line for line in reply_lines(reply) if line not in calls]
     lowered = "\n".join(lines).lower().replace("\u2019", "'")
     sentences = [s for s in re.split(r"(?<=[.?!])\s+|;\s+|\s+[-–—]\s+|\n+", lowered) if s]
     stated = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
@@ -55,7 +56,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     shows_tasks = says_it and expected["action"] == call.get("action") == "list"
     taken_up = bool(stems & request_words) or not request_words or shows_tasks
     points = {"acknowledge": 2 if taken_up else int(bool(stems & all_words))}
-    valid = len(call_lines(reply)) == 1 and validate_call(call) is None and call["action"] == expected["action"]
+    valid = len(calls) == 1 and validate_call(call) is None and call["action"] == expected["action"]
     valid = valid and ("task" not in call or str(call["task"]) in titles)
     points["deliver"] = int(valid) + int(says_it)
     last = sentences[-1] if sentences else ""
@@ -96,8 +97,7 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], toda
         for day in [*days]:
             with contextlib.suppress(ValueError):
                 date = resolve(day, today)
-                month = MONTHS[date.month - 1]
-                days |= {day_word(date, today), WEEKDAYS[date.weekday()], f"{date.day}", f"{date.day} {month}"}
+                days |= {day_word(date, today), f"{date:%A}".lower(), f"{date.day}", f"{date.day} {date:%B}".lower()}
     times = set().union(*_named_times(known.lower()))
     return not {*_named_days(said)} <= days or any(not readings & times for readings in _named_times(said))
 

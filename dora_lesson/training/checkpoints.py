@@ -66,8 +66,8 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
     complete = {}
     for path in folder.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):  # cut or missing: skip this one
-            safe_open(path / _TRAINED, "pt")
+        # One that is cut or missing is skipped.
+        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError), safe_open(path / _TRAINED, "pt"):
             complete[json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]] = path
     return complete[max(complete)] if complete else None
 
