@@ -610,8 +610,19 @@ def test_a_home_is_found_by_its_sign(tmp_path, monkeypatch):
     load_adapters(small_llama(), "~/a")
 
 
-def test_a_model_with_one_compiled_block_is_adapted_all_over():
+def test_a_model_with_one_compiled_block_is_adapted_all_over_and_saved_for_every_model(tmp_path):
     model = small_llama()
     model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
     add_adapters(model, "dora", r=2, lora_alpha=4, target_modules=SOME)
     assert len(adapted_layers(model)) == 2 * len(SOME)
+    disturb(model)
+    other = load_adapters(small_llama(), save_adapters(model, tmp_path / "a"))
+    torch.testing.assert_close(logits(other), logits(model))
+
+
+def test_an_adapter_that_is_turned_off_is_not_saved(tmp_path):
+    model = with_adapters("dora")
+    next(iter(adapted_layers(model).values())).scaling = 0
+    with pytest.raises(ValueError, match=r"q_proj has scaling 0, but .* set it back"):
+        save_adapters(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()

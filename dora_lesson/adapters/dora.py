@@ -32,10 +32,10 @@ class DoRALinear(LoRALinear):
     output, as in PEFT: y = base(x) + dropout(x) (m / ‖V‖ · V − W)ᵀ. A row of V that is all zeros is divided by 1, so
     that outputs and gradients stay finite; a row of W that is all zeros has magnitude 0, and training leaves it there.
 
-    Three things are kept between calls: ‖W‖; from one call without gradients in eval mode to the next, ‖V‖; and within
-    a step the ‖V‖ of a pass that gradient checkpointing repeats. They are taken anew when a tensor is written to,
-    replaced, moved or loaded. A write that autograd does not see (through `.data`, NumPy, a fused optimizer's step
-    between answers in eval mode, or, in a compiled model, into the base) needs a call of `refresh()`.
+    Two things are kept between calls: ‖W‖, and ‖V‖ from one call without gradients in eval mode to the next. They are
+    taken anew when a tensor is written to, replaced, moved or loaded. A write that autograd does not see (through
+    `.data`, NumPy, a fused optimizer's step between answers in eval mode, or, in a compiled model, into the base) needs
+    a call of `refresh()`.
 
     Arguments and errors are those of `LoRALinear`.
     """
@@ -47,7 +47,7 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(base, r, lora_alpha, lora_dropout, use_rslora)
         self.register_buffer("_W2", None, persistent=False)
-        self._W2_of, self._norm_of_answers, self._norm_of_pass = Kept(), Kept(), Kept()
+        self._W2_of, self._norm_of_answers = Kept(), Kept()
         self.refresh()
         with torch.inference_mode(False):
             self.magnitude = nn.Parameter(self._W2.sqrt().to(self.lora_A.dtype))
@@ -90,31 +90,23 @@ class DoRALinear(LoRALinear):
         with torch.autocast(A.device.type, enabled=False):
             inner = torch.addmm(WA, B, A @ A.T, beta=2, alpha=s)  # (d_out, r)
             V2 = torch.baddbmm(self._squares()[:, None, None], inner[:, None], B[:, :, None], alpha=s).view(-1)
-            norm = F.threshold(V2, 0, 1).sqrt()  # 1 for a row of zeros
-        if not torch.compiler.is_compiling():
-            self._norm_of_pass.put(norm, self.base.weight, self.lora_A, self.lora_B, self.scaling)
-        return norm
+            return F.threshold(V2, 0, 1).sqrt()  # 1 for a row of zeros
 
     def _known_norm(self) -> Tensor | None:
-        """‖V‖, to divide by, if it is known already, else None.
-
-        In answers it is computed once, from V, and kept. Where a backward pass repeats a checkpointed forward pass, it
-        is the norm of that pass.
-        """
+        """In answers ‖V‖, to divide by, which is computed from V once and kept; in training None."""
         if torch.compiler.is_compiling():
             return None
-        sources = self.base.weight, self.lora_A, self.lora_B, self.scaling
         if torch.is_grad_enabled() or self.training:
             self._norm_of_answers.drop()
-            in_backward = torch._C._current_graph_task_id() >= 0
-            return self._norm_of_pass.get(*sources) if in_backward else None
+            return None
+        sources = self.base.weight, self.lora_A, self.lora_B, self.scaling
         norm = self._norm_of_answers.get(*sources)
         return self._norm_of_answers.put(F.threshold(self.weight_norm(), 0, 1), *sources) if norm is None else norm
 
     def refresh(self) -> None:
         """Take ‖W‖ anew and forget ‖V‖: needed only after a write that autograd does not see, as through `.data`."""
-        for kept in (self._W2_of, self._norm_of_answers, self._norm_of_pass):
-            kept.drop()
+        self._W2_of.drop()
+        self._norm_of_answers.drop()
         self._squares()
 
     @torch.no_grad()
@@ -135,10 +127,8 @@ class DoRALinear(LoRALinear):
 
     def kept_tensors(self) -> list[Tensor]:
         """What the layer holds between calls beside its parameters: vectors of d_out numbers."""
-        return [
-            self._W2,
-            *(kept.value for kept in (self._norm_of_answers, self._norm_of_pass) if kept.value is not None),
-        ]
+        norm = self._norm_of_answers.value
+        return [self._W2] if norm is None else [self._W2, norm]
 
     def _effective(self, W: Tensor) -> Tensor:
         """m / ‖V‖ · V, (d_out, d_in)."""

@@ -22,6 +22,7 @@ from dora_lesson.core import first_problem
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_COMPILED = "_orig_mod."  # what `torch.compile` puts into the names of a block's modules
 # Keys of a configuration that say nothing about what the adapter computes over a linear layer.
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
 _HARMLESS |= {"ephemeral_gpu_offload", "fan_in_fan_out"}
@@ -77,14 +78,17 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
-            or `path` is a file.
+            one is turned off by a scaling of 0, or `path` is a file.
     """
     from peft import LoraConfig
 
     layers, model = inject.require_adapters(model), inject.unwrapped(model)
+    layers = {name.replace(_COMPILED, ""): layer for name, layer in layers.items()}
     first = next(iter(layers.values()))
     if len({(type(x), x.use_rslora, x.dropout.p) for x in layers.values()}) > 1:
         raise ValueError("The layers differ in method, use_rslora or lora_dropout, and one folder holds one of each.")
+    if off := [f"{name} has scaling {x.scaling:g}" for name, x in layers.items() if not x.scaling > 0]:
+        raise ValueError(f"{off[0]}, but a folder holds positive ones alone: set it back before you save.")
     path = Path(path).expanduser().resolve()
     if path.is_file():
         raise ValueError(f"{path} is a file: choose a folder.")
@@ -237,7 +241,7 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 
 def _shortest_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str] | str:
     """What selects the adapted layers and no other: last parts, as in q_proj, else whole names, else a pattern."""
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name.replace(_COMPILED, "") for name, _ in model.named_modules()]
     for names in (sorted({name.split(".")[-1] for name in layers}), sorted(layers)):
         if {m for m in modules if any(m == name or m.endswith(f".{name}") for name in names)} == {*layers}:
             return names
