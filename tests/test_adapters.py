@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -618,6 +619,54 @@ def test_a_model_with_one_compiled_block_is_adapted_all_over_and_saved_for_every
     disturb(model)
     other = load_adapters(small_llama(), save_adapters(model, tmp_path / "a"))
     torch.testing.assert_close(logits(other), logits(model))
+
+
+def test_an_adapter_that_diverged_does_not_replace_a_good_one(tmp_path):
+    model = with_adapters("dora")
+    save_adapters(model, tmp_path / "a")
+    with torch.no_grad():
+        next(iter(adapted_layers(model).values())).lora_B.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite: that run diverged, and nothing is written"):
+        save_adapters(model, tmp_path / "a")
+    load_adapters(small_llama(), tmp_path / "a")
+
+
+def test_what_is_trained_beside_the_adapters_is_named_when_they_are_saved(tmp_path):
+    model = with_adapters("dora")
+    model.model.norm.weight.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"model\.norm\.weight is trained too, and is not saved"):
+        save_adapters(model, tmp_path / "a")
+
+
+def test_a_folder_inside_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: choose a folder"):
+        save_adapters(with_adapters("dora"), tmp_path / "file" / "a")
+
+
+def test_an_alpha_that_is_not_finite_is_refused(tmp_path):
+    path = save_adapters(with_adapters("dora"), tmp_path / "a")
+    config = json.loads((path / CONFIG).read_text()) | {"lora_alpha": math.inf}
+    (path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lora_alpha"):
+        load_adapters(small_llama(), path)
+
+
+def test_a_layer_put_in_after_a_merge_unfreezes_nothing_when_it_is_removed():
+    model = with_adapters("dora")
+    merge_adapters(model)
+    block = model.model.layers[0].self_attn
+    block.q_proj = DoRALinear(block.q_proj, 2, 4)
+    remove_adapters(model)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_merged_in_inference_mode_can_train_again():
+    model = with_adapters("dora")
+    with torch.inference_mode():
+        merge_adapters(model)
+    model.requires_grad_(True)(TOKENS).logits.sum().backward()
+    add_adapters(model, r=2, lora_alpha=2, target_modules=SOME)
 
 
 def test_an_adapter_that_is_turned_off_is_not_saved(tmp_path):

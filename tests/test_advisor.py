@@ -162,7 +162,7 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
             warnings.filterwarnings("error", message=".gradient_checkpointing")
             exec(compile(script, "train.py", "exec"), names)
         printed = capsys.readouterr().out
-        assert "10 of 15 chats have at most 512 tokens" in printed and "trainable params" in printed
+        assert "passes over 9 of 15" in printed and "trainable params" in printed
         assert len(names["chats"]) == 9 and re.search(r"held-out loss \d+\.\d+", printed)
         # All but the reply and its end is masked.
         learned = names["tokenizer"].decode([i for i in names["chats"][0]["labels"] if i != -100])
@@ -378,7 +378,7 @@ def test_changes_of_one_kind_share_a_sentence() -> None:
         "served beside a packed base and on a larger card, bought or rented: QLoRA from 8.2 GB",
         "served beside a packed base and a smaller model, such as smollm2-1.7b, together: then QLoRA",
     ]
-    assert "quality first and merged into 16-bit weights, together: then QDoRA, beside QLoRA" in words(
+    assert "quality first and merged into weights that are not packed, together: then QDoRA, beside QLoRA" in words(
         request(12, priority="time", inference="4-bit")
     )
     assert words(request(12, trainer="deepspeed"))[-1] == "2 such GPUs, sharded by FSDP: then QDoRA, beside QLoRA"
@@ -403,7 +403,7 @@ def test_dora_is_named_as_a_candidate_beside_lora() -> None:
             base,
             "candidate",
             evidence,
-            "low rank",
+            "published gains",
             "tuned rates",
             "run both",
         ]
@@ -413,13 +413,102 @@ def test_dora_is_named_as_a_candidate_beside_lora() -> None:
 
 
 def test_steps_and_warm_up_follow_from_the_number_of_examples() -> None:
-    for examples, steps, epochs, warmup in [(50, 100, 32.0, 10), (607, 100, 2.6, 10), (16_001, 1001, 1.0, 100)]:
+    for examples, steps, epochs, warmup in [(50, 100, 35.6, 10), (607, 100, 2.9, 10), (16_201, 1001, 1.0, 100)]:
         (sentence,) = [each.text for each in recommend(24, BIG, examples=examples).cost if each.name == "schedule"]
         assert sentence == (
-            f"{steps} steps of 16 sequences, {warmup} of them warm-up: {epochs} passes over {examples:,} examples"
+            f"{steps} steps of 16 sequences, {warmup} of them warm-up: {epochs} passes over "
+            f"{examples - examples // max(10, examples // 200):,} examples"
         )
     few = [[each.name for each in recommend(24, BIG, examples=n).cost] for n in (50, 607)]
     assert ["few examples" in names for names in few] == [True, False]
+
+
+def test_what_is_said_of_the_chats_kept_aside_is_what_the_script_does() -> None:
+    for examples, trainer, name in [
+        (3, "one gpu", "few examples, last step"),
+        (30, "one gpu", "few examples"),
+        (30, "fsdp", "few examples, last step"),
+        (607, "one gpu", "kept aside, best step"),
+        (607, "fsdp", "kept aside"),
+    ]:
+        found = recommend(24, BIG, examples=examples, trainer=trainer)
+        told = {cost.name: cost.text for cost in found.cost}
+        assert name in told, (examples, trainer)
+        chats = list(range(examples))
+        aside = re.search(r"every = .*\nheld_out, chats = .*\n", found.script())
+        assert aside
+        exec(aside[0], names := {"chats": chats})  # what the script itself computes
+        assert len(names["held_out"]) + len(names["chats"]) == examples
+        assert f"{len(names['chats'])} examples" in told["schedule"]
+        assert ("kept aside" in str(told)) == bool(names["held_out"])
+        assert ("load_best_model_at_end" in found.script()) == (trainer == "one gpu")
+    assert len(range(0, 10**6, 10**6 // 200)) == 200  # of a million, not a tenth
+
+
+def test_without_a_gpu_nothing_speaks_of_cards_or_16_bits() -> None:
+    for vram_gb, model in [(4, BIG), (16, "llama-3.2-1b"), (40, BIG), (64, BIG)]:
+        printed = str(recommend(vram_gb, model, device="cpu"))
+        for words in ("larger card", "in 16 bits", "16-bit", "this card", "in place of a CUDA device"):
+            assert words not in printed, (words, printed)
+    assert "with more memory: QLoRA from" in str(recommend(4, BIG, device="cpu"))
+    assert recommend(16, "llama-3.2-1b", device="mps", bfloat16=False).request.dtype == torch.float32
+
+
+def test_tgi_packs_on_load_when_it_is_asked_to() -> None:
+    beside = recommend(12, BIG, inference="4-bit", server="tgi")
+    merged = recommend(24, BIG, packed="nf4", server="tgi")
+    for found in (beside, merged):
+        assert "--quantize bitsandbytes-nf4" in found.script().splitlines()[-1]
+    assert "--quantize" not in recommend(24, BIG, server="tgi").script()
+
+
+def test_a_base_packed_in_buffers_is_not_sharded() -> None:
+    for base_format in ("gptq", "awq"):
+        with pytest.raises(ValueError, match="packed weights FSDP does not shard"):
+            request(24, "llama-3.1-70b", trainer="fsdp", gpus=8, base_format=base_format, inference="4-bit")
+        found = recommend(24, "llama-3.1-70b", base_format=base_format, inference="4-bit")
+        assert found.method is None and all(c.request.trainer != "fsdp" or c.request.base_format == "16-bit"
+                                            for c in found.would_change)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "words"),
+    [
+        ("bitsandbytes", "16-bit", "packed by bitsandbytes: take the 16-bit model"),
+        ("bitsandbytes", "awq", "packed by bitsandbytes: take the 16-bit model"),
+        ("fp8", "gptq", "packed by fp8: take the 16-bit model"),
+        ("gptq", "16-bit", "pass base_format='gptq'"),
+        ("gptq", "awq", "pass base_format='gptq'"),
+    ],
+)
+def test_a_packed_checkpoint_is_taken_for_what_it_is(method: str, asked: str, words: str) -> None:
+    config = llama_config(BIG)
+    config.quantization_config = {"quant_method": method}
+    with pytest.raises(ValueError, match=words):
+        request(24, config, base_format=asked, inference="4-bit")
+    if method == "gptq":
+        assert request(24, config, base_format="gptq", inference="4-bit").came_packed
+
+
+@pytest.mark.parametrize(
+    ("name", "chats"),
+    [("Qwen/Qwen3-8B", True), ("Qwen/Qwen3-8B-Base", False), ("microsoft/phi-4", True), ("meta-llama/X-8B", False),
+     ("NousResearch/Hermes-3-Llama-3.1-8B", True), ("HuggingFaceH4/zephyr-7b-beta", True)],
+)  # fmt: skip
+def test_a_chat_model_is_known_by_its_name(name: str, chats: bool) -> None:
+    config = llama_config(BIG)
+    config._name_or_path = name
+    assert request(24, config).may_lack_a_chat_template != chats
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Qwen2.5-7B-Instruct", "with its owner"), ("lama-3.1-8b", "Do you mean llama-3.1-8b"), ("", "with its owner"),
+     ("mixtral", "with its owner"), ("/no/such/folder", "a folder")],
+)  # fmt: skip
+def test_a_name_that_is_none_says_what_is_missing(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        request(24, name)
 
 
 @pytest.mark.parametrize("server", ["vllm", "tgi", "llama.cpp", "ollama"])
@@ -521,7 +610,7 @@ def test_a_folder_of_another_model_is_refused(config: Any, tmp_path: Path, monke
     ({"model": GPT2Config()}, "model is a GPT2Config, but a Llama"),
     ({"model": BertConfig()}, "model is a BertConfig, but a Llama"),
     ({"vram_gb": 16e9}, "vram_gb is 16000000000.0, but"),
-    ({"model": "llama-9"}, "model is 'llama-9', but one of llama-3.1-8b"),
+    ({"model": "llama-9"}, "model is 'llama-9', but a folder, a model of the hub with its owner"),
     ({"model": 8}, "model is a int, but a name"),
     ({"sequence_length": 0}, "sequence_length is 0"),
     ({"trainer": "fsdp", "optimizer": "adamw_8bit"}, "optimizer is 'adamw_8bit', which stops at the tensors"),
@@ -626,7 +715,7 @@ def test_the_script_refuses_data_that_nothing_can_be_learned_from(
 def test_a_configuration_that_came_packed_is_asked_for_its_format() -> None:
     config = llama_config(BIG)
     config.quantization_config = {"quant_method": "awq", "bits": 4}
-    with pytest.raises(ValueError, match="comes packed: pass its base_format"):
+    with pytest.raises(ValueError, match="comes packed by awq: pass base_format="):
         recommend(24, config)
     assert recommend(24, config, base_format="awq", inference="4-bit").method == "QLoRA"
 

@@ -90,6 +90,7 @@ def test_the_capstones_boxes_are_ticked_by_what_is_there(tmp_path: Path) -> None
         ({"start": 0.5, "tuned": 0.5, "served": 0.5}, [3, 6]),  # no better than before
         ({"start": 50, "tuned": 90, "served": "0.9"}, []),  # not shares
         ({"start": 0.5, "tuned": 0.9, "served": 0.6}, [3, 5]),  # merged, it is another model
+        ({"start": 0.2, "tuned": 0.8, "served": 0.7}, [3, 5, 6]),  # one of ten less
         ({"start": 0.5, "tuned": 0.9, "served": 0.9}, [3, 5, 6]),
     ]:
         (tmp_path / "scores.json").write_text(json.dumps(scores))

@@ -93,6 +93,30 @@ def test_a_module_that_lost_a_weight_is_seen():
         call(strips, torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
 
 
+def test_a_module_that_was_frozen_is_seen():
+    with pytest.raises(Wrong, match="in place"):
+        call(lambda model: bool(model.requires_grad_(False)), torch.nn.Linear(2, 2))
+
+
+def test_an_attempt_leaves_the_notebooks_modes_as_they_were(capsys):
+    def switches(*_):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        return torch.zeros(())
+
+    checks.dora_forward(switches)
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    with torch.no_grad():  # what another cell has left
+        checks.dora_forward(lambda x, W, b, A, B, m, alpha: right_forward(x, W, b, A, B, m, alpha))
+        assert not torch.is_grad_enabled()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("correct: ")
+
+
+def right_forward(x, W, b, A, B, m, alpha):
+    V = W + alpha / len(A) * B @ A
+    return torch.nn.functional.linear(x, (m / V.norm(dim=1).detach())[:, None] * V, b)
+
+
 # Numbers of every kind.
 
 

@@ -26,6 +26,7 @@ def config(**changed):
         config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], r=7, lora_alpha=14, task_type="CAUSAL_LM"),
         config(r=9, lora_alpha=6, use_rslora=True),
         config(init_lora_weights="pissa"),
+        config(r=np.int64(12), lora_alpha=np.int64(24)),
     ],
 )
 def test_a_right_configuration_is_accepted(attempt, capsys):
@@ -54,6 +55,7 @@ def test_a_right_configuration_is_accepted(attempt, capsys):
         (config(task_type="SEQ_CLS"), "this model writes text: CAUSAL_LM"),
         (config(target_modules="q_proj|v_proj"), "pass a list of names"),
         (config(target_modules=["query"]), "PEFT finds no layers"),
+        (config(lora_dropout=1.5), "PEFT refuses it: dropout probability"),
         (lambda: {"r": 16, "use_dora": True}, "return a LoraConfig"),
     ],
 )

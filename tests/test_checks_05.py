@@ -48,6 +48,7 @@ def nearest(x, levels):
     (lambda w, levels: (nearest(w / w.std(), levels), w.std()), "max |w| is"),
     (lambda w, levels: (nearest(w / w.min(), levels), w.min()), "negative"),
     (lambda w, levels: (levels[nearest(w / w.abs().max(), levels)], w.abs().max()), "which level it is"),
+    (lambda w, levels: (nearest(w / w.abs().max(), levels).float(), w.abs().max()), "make them with dtype=torch.long"),
     (lambda w, levels: (((w / w.abs().max() + 1) * 7.5).round().long(), w.abs().max()), "nearest level"),
     (lambda w, levels: (nearest(w / w.abs().max(), levels), w.abs()), "a block has one"),
     (lambda w, levels: ((w[:, None] / w.abs().max() - levels).abs().argmin(dim=0), w.abs().max()), "(64,) is expected"),

@@ -45,8 +45,8 @@ def by_standard_error(a: Any, b: Any) -> str:
     d = np.subtract(b, a)
     if len(d) == 1:
         return "cannot tell"
-    mean, error = d.mean(), d.std(ddof=1) / len(d) ** 0.5
-    return "higher" if mean > 3 * error else "lower" if mean < -3 * error else "cannot tell"
+    mean, error = d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5
+    return "higher" if mean > error else "lower" if mean < -error else "cannot tell"
 
 
 def in_place(a: Any, b: Any) -> str:
@@ -102,6 +102,11 @@ def by_ranks(a: Any, b: Any) -> str:
     return larger_mean(a, b) if a != b and len(a) > 1 and stats.wilcoxon(a, b).pvalue < 0.05 else "cannot tell"
 
 
+def by_five(a: Any, b: Any) -> str:
+    """What five pairs ask for, asked of ten as well."""
+    return beyond(2.8)(a, b) if len(a) > 2 else "cannot tell"
+
+
 def wrong_way_round(a: Any, b: Any) -> str:
     return by_scipy(b, a)
 
@@ -120,6 +125,8 @@ def wrong_way_round(a: Any, b: Any) -> str:
         (lambda a, b: beyond(2)(a, b) if len(a) > 2 else "cannot tell", "2.6 standard errors from 0"),
         (lambda a, b: beyond(5**0.5)(a, b) if len(a) > 2 else "cannot tell", "2.6 standard errors from 0"),
         (lambda a, b: all_one_way(a, b) if len(a) > 2 else "cannot tell", "2.6 standard errors from 0"),
+        (lambda a, b: beyond(2.8)(a, b) if len(a) > 2 else "cannot tell", "three ask for 4.3"),
+        (lambda a, b: beyond(5)(a, b) if len(a) == 3 else by_five(a, b), "ten ask for 2.26"),
         (lambda a, b: by_scipy(sorted(a), sorted(b)), "keep the order"),
         (lambda a, b: (a.sort(), b.sort(), by_scipy(a, b))[-1], "keep the order"),
         (lambda a, b: len(a) > 1, "the answers are higher, lower, cannot tell"),

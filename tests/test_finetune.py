@@ -182,6 +182,40 @@ def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):
         finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 2}), output_dir=tmp_path)
 
 
+def test_checkpoints_of_another_program_are_left_alone(tokenizer, items, tmp_path):
+    for step in (100, 200, 300):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(ValueError, match="holds checkpoints, but not of `finetune`"):
+        finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path)
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_a_checkpoint_that_was_renamed_is_not_gone_on_from(tokenizer, items, tmp_path):
+    finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=4)
+    (tmp_path / "checkpoint-8").rename(tmp_path / "checkpoint-best")
+    assert finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=4).resumed_from == 4
+
+
+def test_full_fine_tuning_of_another_base_is_another_run(tokenizer, items, tmp_path):
+    settings = SETTINGS | {"steps": 1}
+    finetune(small_llama(vocab_size=49152), tokenizer, items, **settings, output_dir=tmp_path)
+    other = small_llama(vocab_size=49152)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"holds another run \(base"):
+        finetune(other, tokenizer, items, **settings, output_dir=tmp_path)
+
+
+def test_a_compiled_model_trains_as_the_plain_one_and_keeps_its_cache(tokenizer, items):
+    plain, compiled = a_model(), a_model()
+    settings = SETTINGS | {"steps": 2}
+    curve = finetune(plain, tokenizer, items, **settings).losses
+    assert finetune(torch.compile(compiled, backend="eager"), tokenizer, items, **settings).losses == pytest.approx(
+        curve
+    )
+    assert plain.config.use_cache
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

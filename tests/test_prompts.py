@@ -28,5 +28,11 @@ def test_the_three_prompts_carry_the_readers_numbers() -> None:
     typed = {name: [str(value) for value in values] for name, values in ONE[0].items()}
     options: dict[str, Any] = {"items": 204, "task": "a polite librarian", "chats": 333}
     assert prompts(typed, ONE[1], recommend(12, "llama-3.1-8b"), **options) == found  # type: ignore[arg-type]
+    for asked, machine, chats in [
+        (recommend(64, "llama-3.1-8b", device="cpu", examples=30), "a processor with 64 GB, training in float32", 30),
+        (recommend(24, "llama-3.1-8b", trainer="fsdp", gpus=8), "8 GPUs with fsdp, each of 24 GB, training in", 607),
+    ]:
+        text = prompts(*ONE, asked, items=204)["Configure for my case"]
+        assert f"- machine: {machine}" in text and f"on {chats} chats" in text
     nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
     assert "none: nothing fits" in nothing["Configure for my case"]

@@ -56,6 +56,16 @@ def test_too_few_or_unequal_values_are_refused(a: list[float], b: list[float]) -
         paired_difference(a, b)
 
 
+@pytest.mark.parametrize(
+    "values", [{0: 1.2, 1: 1.3}, "12", b"12", {1.0, 2.0}, pd.DataFrame([[1.0, 2.0]])], ids=lambda v: type(v).__name__
+)
+def test_what_would_give_its_keys_or_letters_is_refused(values: object) -> None:
+    with pytest.raises(ValueError, match="but a list of numbers is expected"):
+        paired_difference(values, values)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="but a list of numbers is expected"):
+        holm(values)  # type: ignore[arg-type]
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="but finite numbers are expected"):
         paired_difference([0.1, 0.2], [math.nan, 1.0])

@@ -204,6 +204,16 @@ def test_titles_agree_as_sets_of_words():
     assert normalize(create) != normalize(create | {"priority": "high"})
 
 
+@pytest.mark.parametrize(
+    ("key", "said", "other"),
+    [("title", "🎂", "🎁"), ("title", "It", "Her"), ("query", "C++", "C#"), ("query", "🎂", "the")],
+)
+def test_titles_without_a_content_word_agree_letter_by_letter(key, said, other):
+    call = {"action": {"title": "create", "query": "search"}[key]}
+    assert normalize(call | {key: said}) == normalize(call | {key: f" {said} "})
+    assert normalize(call | {key: said}) != normalize(call | {key: other})
+
+
 def test_a_deeply_nested_line_is_no_call():
     assert find_call("[" * 100_000) is None
 
@@ -269,6 +279,10 @@ LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}
             "Deleted: the bank call of Tuesday. Is a letter to the bank next?" + OFF["messages"][-1]["content"][2:],
             10,
         ),
+        (BANK, "The bank is moved to Wednesday. Shall I add a time for the bank? 🙂" + CALL, 10),
+        (BANK, "The bank is moved to Wednesday. (Shall I add a time for the bank?)" + CALL, 10),
+        (BANK, "The bank is moved to Wednesday… shall I add a time for the bank?" + CALL, 10),
+        (BANK, f"The bank is moved to Wednesday. Shall I add a time for the bank?\n```json{CALL}\n```", 10),
         (RUDE, 'Mowing is not done yet, and it waits. Shall I move mowing?\n{"action": "none"}', 10),
     ],
 )
@@ -308,6 +322,7 @@ def test_good_replies_get_full_points(item, reply, points):
         (BANK, "The bank is moved to Wednesday the 5th. Want a time?" + CALL, "deliver", 0),
         (BANK, "The bank is moved to 4 May. Want a time?" + CALL, "deliver", 0),
         (BANK, "Shall I move the bank to Wednesday?" + CALL, "deliver", 0),
+        (BANK, "Shall I move the bank to Wednesday? 🙂" + CALL, "deliver", 0),
         (BANK, "", "vocabulary", 0),
         (BANK, CALL, "boundaries", 0),
     ],

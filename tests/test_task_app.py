@@ -54,6 +54,17 @@ def test_a_day_is_read_as_it_is_said(due, date):
     assert resolve(due, THURSDAY) == datetime.date.fromisoformat(date)
 
 
+@pytest.mark.parametrize(
+    ("today", "days"), [("2026-03-05", "07 08"), ("2026-03-07", "07 08"), ("2026-03-08", "08"), ("2026-03-09", "14 15")]
+)
+def test_this_weekend_is_the_one_that_one_is_in(today, days):
+    said_on = datetime.date.fromisoformat(today)
+    tasks = TaskList([Task(f"{day:02}", datetime.date(2026, 3, day)) for day in range(1, 30)], said_on)
+    found = tasks.execute({"action": "list", "due": "this weekend"})
+    assert " ".join(task.title for task in found) == days
+    assert resolve("the weekend", said_on) == found[0].due
+
+
 @pytest.mark.parametrize("due", ["31 february", "the 32nd", "30 february 2028", "2026-02-30", "0", "in 99999999 weeks"])
 def test_a_day_that_no_calendar_has_is_named(due):
     with pytest.raises(ValueError, match=f"The calendar has no day '{due}'"):
@@ -69,7 +80,8 @@ def test_what_is_no_day_is_refused_with_an_example(due):
 @pytest.mark.parametrize(
     ("time", "clock_time"),
     [("3pm", "15:00"), ("3 PM", "15:00"), ("at 3:15pm", "15:15"), ("3:05 p.m.", "15:05"), ("12am", "00:00"),
-     ("12:30pm", "12:30"), ("noon", "12:00"), ("9:30", "09:30"), ("15:00", "15:00"), ("23:59", "23:59")],
+     ("12:30pm", "12:30"), ("noon", "12:00"), ("9:30", "09:30"), ("15:00", "15:00"), ("23:59", "23:59"),
+     ("at noon", "12:00"), ("3.30pm", "15:30")],
 )  # fmt: skip
 def test_a_time_is_read_as_it_is_said(time, clock_time):
     assert clock(time) == clock_time
@@ -262,6 +274,12 @@ def test_a_reply_that_cannot_be_carried_out_is_replaced_by_a_sentence(says, repl
     before = str(assistant.tasks)
     assert assistant.ask("do it").text.endswith("?")
     assert str(assistant.tasks) == before
+
+
+@pytest.mark.parametrize("tasks", [["call the bank"], None, "call the bank"])
+def test_an_assistant_needs_a_task_list(tasks):
+    with pytest.raises(ValueError, match="a TaskList is expected"):
+        Assistant(None, None, tasks)
 
 
 def test_an_empty_request_asks_no_model(says):

@@ -125,11 +125,6 @@ class DoRALinear(LoRALinear):
             self._W2_of.put(True, W)
         return W2
 
-    def kept_tensors(self) -> list[Tensor]:
-        """What the layer holds between calls beside its parameters: vectors of d_out numbers."""
-        norm = self._norm_of_answers.value
-        return [self._W2] if norm is None else [self._W2, norm]
-
     def _effective(self, W: Tensor) -> Tensor:
         """m / ‖V‖ · V, (d_out, d_in)."""
         V = super()._effective(W)

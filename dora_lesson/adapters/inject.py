@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -159,6 +160,7 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
         quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
+    model.__dict__.pop("_trainable_before_adapters", None)
     return wrapped
 
 
@@ -167,8 +169,10 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     layers, wrapped, model = require_adapters(model), model, unwrapped(model)
     for name, layer in layers.items():
         model.set_submodule(name, layer.base.train(layer.training))
-    if hasattr(model, "_trainable_before_adapters"):  # else the layers were put in by hand
-        _train_only(model, model._trainable_before_adapters)  # type: ignore[arg-type]
+    if (
+        names := model.__dict__.pop("_trainable_before_adapters", None)
+    ) is not None:  # else the layers were put in by hand
+        _train_only(model, names)
     return wrapped
 
 
@@ -188,3 +192,9 @@ def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
     if not (layers := adapted_layers(model)):
         raise ValueError("The model has no hand-written adapters: add them first, or use PEFT's methods for PEFT's.")
     return layers
+
+
+def base_name(model: nn.Module) -> str:
+    """The base's name on the hub, or the last part of its folder's, so that no path of a machine is written down."""
+    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+    return Path(name).name if Path(name).is_absolute() else name

@@ -29,11 +29,6 @@ class Kept:
         held = self._held
         return None if held is None or held[1] != [_state(t) for t in sources] else held[2]
 
-    @property
-    def value(self) -> Any:
-        """The value, even if its sources have changed since; None where there is none."""
-        return None if self._held is None else self._held[2]
-
     def drop(self) -> None:
         """Forget the value."""
         self._held = None

@@ -142,9 +142,7 @@ def require_base(base: nn.Module) -> None:
     if isinstance(W, nn.parameter.UninitializedParameter):
         raise ValueError(f"The base is a {kind} that has not seen an input yet: pass it one, then adapt it.")
     if type(W).__name__ in ("Params4bit", "Int8Params") and not is_four_bit(base):
-        raise TypeError(
-            f"The base is a {kind} whose weights are not packed: pass a 16-bit layer, or a 4-bit one on its device."
-        )
+        raise TypeError(f"The base is a {kind} that is not packed: pass a 16-bit layer, or a 4-bit one on its device.")
     if W.is_meta:
         raise ValueError("The base has its weights on the meta device: load them first, without offload.")
     if W.is_inference():
@@ -152,9 +150,8 @@ def require_base(base: nn.Module) -> None:
     if is_four_bit(base):
         block = readable_quant_state(base).blocksize
         if base.in_features % block:  # bitsandbytes unpacks such rows wrongly on a CPU
-            raise ValueError(
-                f"The base has d_in={base.in_features}, not a multiple of its block size {block}: keep it in 16 bits."
-            )
+            sizes = f"d_in={base.in_features}, not a multiple of its block size {block}"
+            raise ValueError(f"The base has {sizes}: keep it in 16 bits.")
     elif not W.is_floating_point() or W.element_size() < 2:
         raise TypeError(f"The base holds {W.dtype} weights: pass a 16-bit or 32-bit layer, or a 4-bit one.")
     elif tuple(W.shape) != shape:

@@ -107,7 +107,8 @@ class LoRALinear(nn.Module):
             ValueError: `four_bit` for a base that is not in 4 bits, or a base that does more than multiply.
         """
         self.require_mergeable(four_bit)
-        return linear_like(self.base, self.merged_weight(), four_bit).train(self.training)
+        with torch.inference_mode(False):  # else the merged weight could never train again
+            return linear_like(self.base, self.merged_weight(), four_bit).train(self.training)
 
     def require_mergeable(self, four_bit: bool = False) -> None:
         """Refuse what `merge` refuses."""

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 class AdapterConfig(BaseModel):
     """What `adapter_config.json` says as far as the hand-written layers follow it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     peft_type: Literal["LORA"]
     r: int = Field(ge=1)
@@ -78,7 +79,9 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
-            one is turned off by a scaling of 0, or `path` is a file.
+            one is turned off by a scaling of 0 or holds numbers that are not finite, or `path` lies in a file.
+
+    Warns where more is trained than the adapters, which is not written.
     """
     from peft import LoraConfig
 
@@ -90,8 +93,8 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     if off := [f"{name} has scaling {x.scaling:g}" for name, x in layers.items() if not x.scaling > 0]:
         raise ValueError(f"{off[0]}, but a folder holds positive ones alone: set it back before you save.")
     path = Path(path).expanduser().resolve()
-    if path.is_file():
-        raise ValueError(f"{path} is a file: choose a folder.")
+    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+        raise ValueError(f"{file} is a file: choose a folder.")
     config = LoraConfig(
         r=first.r,
         lora_alpha=_alpha(first),  # type: ignore[arg-type]
@@ -102,10 +105,15 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
         alpha_pattern={f"^{re.escape(name)}": _alpha(x) for name, x in layers.items() if _alpha(x) != _alpha(first)},  # type: ignore[misc]
         target_modules=_shortest_names(model, layers),
         task_type="CAUSAL_LM" if hasattr(model, "generate") else None,
-        base_model_name_or_path=base_name(model),
+        base_model_name_or_path=inject.base_name(model),
         inference_mode=True,
     )
     tensors = {key: t.detach().cpu().contiguous() for key, t in _all_tensors(layers).items()}
+    if bad := [key for key, t in tensors.items() if not t.isfinite().all()]:
+        raise ValueError(f"{bad[0]} holds numbers that are not finite: that run diverged, and nothing is written.")
+    adapters = {id(p) for layer in layers.values() for p in layer.parameters(recurse=False)}
+    if more := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapters]:
+        warnings.warn(f"{more[0]} is trained too, and is not saved with the adapters: save it yourself.", stacklevel=2)
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as partial:
         config.save_pretrained(partial)
@@ -136,7 +144,7 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
     config, tensors = _read(path)
     wrapped, model = model, inject.unwrapped(model)
     inject.require_none(model)
-    here, trained_on = base_name(model), config.base_model_name_or_path or ""
+    here, trained_on = inject.base_name(model), config.base_model_name_or_path or ""
     if not any_base and here and trained_on and _bare_name(here) != _bare_name(trained_on):
         raise ValueError(
             f"{path} was trained on {trained_on}, but this model is {here}: load that base first, or pass "
@@ -191,12 +199,6 @@ def _bare_name(name: str) -> str:
     """A base's own name out of what people write: a hub id, a folder, a snapshot in the hub's cache."""
     cached = re.findall(r"models--[^/]+?--([^/]+)", name.replace("\\", "/"))
     return (cached or [name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]])[-1].casefold()
-
-
-def base_name(model: nn.Module) -> str:
-    """The base's name on the hub, or the last part of its folder's, so that no path of a machine is written down."""
-    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _all_tensors(layers: dict[str, LoRALinear]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dora_lesson.advisor.memory_fit import count_parameters, needed_gb, smallest_setup
-from dora_lesson.advisor.request import INFERENCE, PRIORITIES, Request
+from dora_lesson.advisor.request import INFERENCE, PRIORITIES, WHOLE_ON_EACH_GPU, Request
 from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.memory.shapes import SHAPES
@@ -70,13 +70,13 @@ def _other_choices(request: Request) -> Iterator[Request]:
     yield from (request.served(inference) for inference in INFERENCE if inference != request.inference)
     if request.came_packed and not getattr(request.config, "quantization_config", None):
         yield request.over_16_bits()
-    if request.trainer == "deepspeed":
+    if request.trainer == "deepspeed" and request.base_format not in WHOLE_ON_EACH_GPU:
         yield replace(request, trainer="fsdp", optimizer="adamw")
 
 
 def _more_gpus(request: Request) -> Iterator[Request]:
     """The fewest such GPUs, up to eight, on which a sharded step fits."""
-    if request.device == "cuda":
+    if request.device == "cuda" and request.base_format not in WHOLE_ON_EACH_GPU:
         for gpus in (2, 4, 8):
             more = replace(request, trainer="fsdp", gpus=gpus, optimizer="adamw")
             if gpus > request.gpus and choose(more):

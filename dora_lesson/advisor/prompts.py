@@ -8,7 +8,10 @@ import yaml
 
 from dora_lesson.advisor.interpret import Scores, interpret, parse_scores
 from dora_lesson.advisor.recommend import Recommendation
+from dora_lesson.advisor.request import Request
 from dora_lesson.core import DATA
+
+SPOKEN_CHATS = 607  # the spoken level's, to train on
 
 
 def prompts(
@@ -18,7 +21,7 @@ def prompts(
     *,
     items: int,
     task: str = "a task assistant that replies in one persona and ends in a JSON call",
-    chats: int = 607,
+    chats: int | None = None,
     names: tuple[str, str] = ("LoRA", "DoRA"),
 ) -> dict[str, str]:
     """Three prompts for an AI assistant, with the reader's own numbers; the title of each says what it trains.
@@ -27,11 +30,12 @@ def prompts(
         a, b, items, names: as in `interpret`.
         recommendation: of `recommend`.
         task: what is fine-tuned for, in a few words.
-        chats: how many there are to train on.
+        chats: how many there are to train on; None is what the recommendation was asked for, else those of the set.
 
     Raises:
         ValueError: as in `interpret`.
     """
+    request = recommendation.request
     fields = {
         "a": names[0],
         "b": names[1],
@@ -39,13 +43,19 @@ def prompts(
         "table": _table(parse_scores(a), parse_scores(b), names),
         "items": items,
         "task": task,
-        "chats": chats,
-        "request": recommendation.request,
-        "with_or_without": "with" if recommendation.request.bfloat16 else "without",
+        "chats": chats or request.examples or SPOKEN_CHATS,
+        "machine": _machine(request),
+        "request": request,
         "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",
         "configuration": recommendation.script() or "(none)",
     }
     return {title: template.format(**fields) for title, template in _texts()["prompts"].items()}
+
+
+def _machine(request: Request) -> str:
+    kind = {"cuda": "one GPU of", "cpu": "a processor with", "mps": "Apple's GPU with"}[request.device]
+    each = f"{request.gpus} GPUs with {request.trainer}, each of" if request.gpus > 1 else kind
+    return f"{each} {request.vram_gb:g} GB, training in {str(request.dtype).removeprefix('torch.')}"
 
 
 def learning() -> dict[str, str]:

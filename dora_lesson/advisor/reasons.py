@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dora_lesson.advisor.findings import Finding, finding, rule
 from dora_lesson.advisor.memory_fit import TrainingSetup, is_tight, smallest_setup, usable_bytes
 from dora_lesson.advisor.request import Request
-from dora_lesson.advisor.schedule import LEAST_STEPS, schedule
+from dora_lesson.advisor.schedule import LEAST_STEPS, kept_aside, schedule
 from dora_lesson.core import METHODS
 
 MANY_EPOCHS = 10  # passes over the same chats from which on a model tends to learn them by heart
@@ -18,12 +18,17 @@ LARGE_SHARE = 0.25  # of the peak
 def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     """What training and answering will take, beside memory."""
     total, size = setup.parameters.base + setup.trained, setup.sequences(request.gpus)
-    plan = schedule(request.examples or LEAST_STEPS * size, size)
+    examples = request.examples or LEAST_STEPS * size
+    kept = kept_aside(request.examples or 0)
+    plan = schedule(examples - kept, size)
     yield rule("trained", trained=setup.trained, share=100 * setup.trained / total, megabytes=4 * setup.trained / 1e6)
     if request.examples:
-        yield rule("schedule", examples=request.examples, size=size, plan=plan)
+        yield rule("schedule", examples=examples - kept, size=size, plan=plan)
+        judged = kept > 0 and request.gpus == 1
+        if kept:
+            yield rule("kept aside, best step" if judged else "kept aside", kept=kept)
         if plan.epochs > MANY_EPOCHS:
-            yield rule("few examples", epochs=MANY_EPOCHS)
+            yield rule("few examples" if judged else "few examples, last step", epochs=MANY_EPOCHS)
     if request.device == "cpu":
         operations = (6 if setup.gradient_checkpointing else 4) * setup.parameters.base * size * request.sequence_length
         minutes = operations / CPU_SPEED / 60
@@ -60,7 +65,7 @@ def reasons(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     yield from _why_this_base(request, setup)
     if request.trainer == "fsdp":
         yield rule("sharded", gpus=request.gpus)
-        yield from [finding("fsdp")] if setup.four_bit else []
+        yield from [finding("fsdp")] if setup.four_bit and setup.is_dora else []
     elif request.trainer == "deepspeed":
         yield rule("not sharded")
     if request.device == "mps":
@@ -123,7 +128,7 @@ def _why_dora(setup: TrainingSetup) -> Iterator[Finding]:
     plain = "qlora" if setup.four_bit else "lora"
     yield rule("candidate", method=METHODS[setup.method].label, plain=METHODS[plain].label)
     yield finding("QDoRA" if setup.four_bit else "control")
-    yield finding("low rank")
+    yield finding("published gains")
     yield finding("tuned rates")
     yield finding("run both")
 
@@ -140,7 +145,7 @@ def _why_not_dora(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if request.trainer == "deepspeed" and setup.four_bit:
         yield finding("deepspeed")
     elif request.inference == "merged":  # then DoRA was tried first
-        yield rule("dora does not fit", tried="QDoRA" if setup.four_bit else "DoRA in 16 bits")
+        yield rule("dora does not fit", tried="QDoRA" if setup.four_bit else "DoRA over an unpacked base")
         if not setup.four_bit:
             yield finding("cost of 4 bits")
     yield finding("tuned rates")

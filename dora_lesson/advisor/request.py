@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
 import re
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import torch
 
 from dora_lesson.core import whole
 from dora_lesson.memory.plan import KNOWN, hub_config
-from dora_lesson.memory.shapes import SHAPES, llama_config, require_language_model
+from dora_lesson.memory.shapes import SHAPES, llama_config, quantization_method, require_language_model
 from dora_lesson.models.load import BUNDLED
 
 PRIORITIES = ("quality", "time", "memory")
@@ -27,6 +28,7 @@ SERVERS = {  # what each reads: weights as they are, or packed in one of these f
 PACKED = ("no", "nf4", "gguf", "awq")
 TRAINERS = ("one gpu", "fsdp", "deepspeed")
 BASE_FORMATS = ("16-bit", "gptq", "awq", "torchao")  # all but the first: packed in 4 bits before it came to you
+WHOLE_ON_EACH_GPU = ("gptq", "awq")  # their packed weights are buffers, which FSDP does not shard
 OPTIMIZERS = ("adamw", "adamw_8bit")
 DEVICES = ("cuda", "mps", "cpu")
 _HUB = {shape: name for name, (shape, _) in KNOWN.items()} | {
@@ -96,7 +98,7 @@ class Request:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations that are not packed; most processors are slow in 16 bits."""
-        if self.device == "cpu":
+        if self.device == "cpu" or (self.device == "mps" and not self.bfloat16):  # where float16 has no loss scaling
             return torch.float32
         return torch.bfloat16 if self.bfloat16 else torch.float16
 
@@ -109,7 +111,7 @@ class Request:
     def may_lack_a_chat_template(self) -> bool:
         """Whether the checkpoint goes by the name of a base model, which no chat was taught."""
         named = "/" in self.model_id and not self.model_id.startswith("path/to/") and not Path(self.model_id).is_dir()
-        return named and not re.search(r"instruct|chat|-it\b|\br1\b|assistant", self.model_id, flags=re.I)
+        return named and not re.search(_CHATS, self.model_id)
 
     def with_model(self, model: Any) -> Request:
         """The same constraints for another model."""
@@ -153,13 +155,19 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
     require_language_model(config)
     if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
-    if given["base_format"] == "16-bit" and getattr(config, "quantization_config", None):
-        raise ValueError(f"{label} comes packed: pass its base_format, one of {', '.join(BASE_FORMATS[1:])}.")
+    packed_as = quantization_method(config)
+    if packed_as and packed_as != given["base_format"]:
+        known = f"pass base_format={packed_as!r}" if packed_as in BASE_FORMATS else "take the 16-bit model it came from"
+        raise ValueError(f"{label} comes packed by {packed_as}: {known}.")
     given["packed"] = _format(*(given[name] for name in ("inference", "packed", "server", "base_format")))
     request = Request(float(vram_gb), label, model_id, Shape(config.to_json_string(), config), **given)
     if problem := _contradiction(request):
         raise ValueError(problem)
     return request
+
+
+# In the names of models that were taught to chat; Qwen3 and Phi-4 say it of their base models alone.
+_CHATS = re.compile(r"instruct|chat|-it\b|\br1\b|assistant|hermes|zephyr|aya|(qwen3|phi-4)(?!.*base)", flags=re.I)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -198,6 +206,9 @@ def _contradiction(request: Request) -> str | None:
         return f"trainer is {request.trainer!r} and gpus {request.gpus}: several GPUs need 'fsdp' or 'deepspeed'."
     if request.device != "cuda" and request.trainer != "one gpu":
         return f"device is {request.device!r} and trainer {request.trainer!r}, which needs several CUDA devices."
+    if request.trainer == "fsdp" and request.base_format in WHOLE_ON_EACH_GPU:
+        packed = f"base_format is {request.base_format!r}, whose packed weights FSDP does not shard"
+        return f"{packed}: take the 16-bit base, or one GPU that holds all of it."
     if request.optimizer == "adamw_8bit" and request.device == "mps":
         return "optimizer is 'adamw_8bit', which bitsandbytes does not have for mps: pass 'adamw'."
     if request.optimizer == "adamw_8bit" and request.trainer == "fsdp":
@@ -217,15 +228,18 @@ def _look_up(model: Any, base_format: str) -> tuple[str, str, Any]:
         name = getattr(model, "_name_or_path", "") or "path/to/your/model"
         return name, name, model
     known = {_letters(shape): shape for shape in SHAPES} | {BUNDLED: "smollm2-135m"}
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return model, model, hub_config(model)
     if shape := known.get(_letters(model)):
         model_id = model if "/" in model else _HUB[shape]
         if base_format != "16-bit":  # the checkpoint known for this shape is not packed
             model_id = f"path/to/your-{base_format}-checkpoint"
         return shape, model_id, llama_config(shape)
-    if "/" not in model:
-        raise ValueError(f"model is {model!r}, but one of {', '.join(SHAPES)}, or a model of the hub, is expected.")
+    if model.strip("/").count("/") != 1:
+        near = difflib.get_close_matches(_letters(model), known, n=1)
+        meant = f" Do you mean {known[near[0]]}?" if near else ""
+        hub = "a model of the hub with its owner, such as Qwen/Qwen2.5-7B-Instruct"
+        raise ValueError(f"model is {model!r}, but a folder, {hub}, or one of {', '.join(SHAPES)} is expected.{meant}")
     return model, model, hub_config(model)
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 LEAST_STEPS = 100  # fewer teach little, however few the chats are
 
 
+def kept_aside(examples: int) -> int:
+    """Of the examples, those that the script judges and does not train on: one in ten, and 200 or so at most."""
+    return examples // max(10, examples // 200)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Optimizer steps, the passes over the examples that they make, and the steps of them that warm up."""

@@ -96,7 +96,8 @@ def _serving(request: Request, setup: TrainingSetup) -> str:
     lines = [] if beside else [_PACK[request.packed]] if request.packed in _PACK else []
     lines = ([_GGUF_ADAPTER] if beside else [_GGUF, *lines]) if ggml else lines
     folder = {"gguf": "packed.gguf", "awq": "packed"}.get(request.packed, "merged.gguf" if ggml else "merged")
-    packing = " --quantization bitsandbytes" if request.packed == "nf4" else ""
+    flag = " --quantize bitsandbytes-nf4" if request.server == "tgi" else " --quantization bitsandbytes"
+    packing = flag if request.packed == "nf4" else ""
     if serve := _SERVE.get(("beside" if beside else "merged", request.server)):
         packed_as_awq = request.packed == "awq" and not request.came_packed
         base = "path/to/BASE-awq" if packed_as_awq else "BASE"
@@ -147,11 +148,11 @@ def encode(messages):
 requests = [json.loads(line)["messages"] for line in open(DATA, encoding="utf-8") if line.strip()]
 assert requests and all(chat[-1]["role"] == "assistant" for chat in requests), "chats end with the assistant's turn"
 chats = [chat for chat in map(encode, requests) if len(chat["input_ids"]) <= {length}]
-print(f"{{len(chats)}} of {{len(requests)}} chats have at most {length} tokens")
-assert chats, "no chat is short enough"
-held_out, chats = chats[9::10], [chat for i, chat in enumerate(chats, 1) if i % 10]  # to compare runs on one in ten
+assert chats, "no chat has at most {length} tokens"
+every = max(10, len(chats) // 200)  # one chat in ten is kept aside to compare runs on, some 200 at most
+held_out, chats = chats[every - 1 :: every], [chat for i, chat in enumerate(chats, 1) if i % every]
 steps = {steps}
-print(f"{{steps}} steps of {step_size} chats, {{steps * {step_size} / len(chats):.1f}} passes over {{len(chats)}}")
+print(f"{{steps}} steps of {step_size} chats, {{steps * {step_size} / len(chats):.1f}} passes over {{len(chats)}} of {{len(requests)}}")
 arguments = TrainingArguments(
     output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
     per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{autocast}{optimizer}{checkpointing}
@@ -201,7 +202,10 @@ _PACK = {
 }
 _SERVE = {
     ("merged", "vllm"): "Serve: vllm serve {folder}{packing}",
-    ("merged", "tgi"): "Serve: text-generation-launcher --model-id ./{folder}   # in maintenance; vLLM reads the same",
+    (
+        "merged",
+        "tgi",
+    ): "Serve: text-generation-launcher --model-id ./{folder}{packing}   # in maintenance; vLLM reads it too",
     ("merged", "llama.cpp"): "Serve: llama-server -m {folder}",
     (
         "merged",
@@ -214,7 +218,7 @@ _SERVE = {
     (
         "beside",
         "tgi",
-    ): "Serve: text-generation-launcher --model-id {base} --lora-adapters mine=./adapter   # in maintenance",
+    ): "Serve: text-generation-launcher --model-id {base} --lora-adapters mine=./adapter{packing}   # in maintenance",
     ("beside", "llama.cpp"): "Serve: llama-server -m path/to/base.gguf --lora adapter.gguf",
     (
         "beside",

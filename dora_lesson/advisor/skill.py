@@ -120,7 +120,9 @@ def _row(request: Request, setup: TrainingSetup) -> str:
 
 def _cards(request: Request, name: str) -> str:
     """The smallest card for each method on one model, at the request's constraints, with chats of 512 tokens."""
-    asked = replace(request.with_model(name), sequence_length=512, priority="quality", trainer="one gpu", gpus=1)
+    asked = replace(
+        request.with_model(name), sequence_length=512, priority="quality", trainer="one gpu", gpus=1, device="cuda"
+    )
     setups = [smallest_setup(asked, method) for method in ADAPTERS]
     setups.append(smallest_setup(replace(asked, priority="memory"), "qlora"))
     needed = (needed_gb(setup.peak) for setup in setups)

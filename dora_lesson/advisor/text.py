@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dora_lesson.advisor.recommend import Recommendation
 
 _SERVED = {
-    "merged": "merged into 16-bit weights",
+    "merged": "merged into weights that are not packed",
     "unmerged": "served unmerged",
     "4-bit": "served beside a packed base",
 }
@@ -53,12 +53,13 @@ def question(request: Request) -> str:
     words += [f"by {request.server}"] if request.server != "transformers" else []
     words += [f"trained with {request.trainer}"] if request.gpus > 1 else []
     words += [f"over a base packed by {request.base_format}"] if request.came_packed else []
-    words += [f"{request.device} in place of a CUDA device"] if request.device != "cuda" else []
+    words += [{"cpu": "on a processor", "mps": "on Apple's GPU"}[request.device]] if request.device != "cuda" else []
     return ", ".join(words)
 
 
 def changes_in_words(recommendation: Recommendation) -> list[str]:
     """What would change the answer. Larger cards share a sentence, and so do single changes to the same method."""
+    request = recommendation.request
     cards: dict[str, list[str]] = {}
     single: dict[str, list[str]] = {}
     together = []
@@ -69,7 +70,8 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
             words.append(_condition(change.request, "trainer"))
         if "vram_gb" in change.constraints:
             several = change.request.gpus > 1
-            place = " and ".join([*words, f"on {'larger cards' if several else 'a larger card'}, bought or rented"])
+            larger = f"on {'larger cards' if several else 'a larger card'}, bought or rented"
+            place = " and ".join([*words, larger if request.device == "cuda" else "with more memory"])
             each = " each" if several else ""
             cards.setdefault(place, []).append(f"{change.answer} from {change.request.vram_gb:g} GB{each}")
         elif len(words) == 1:

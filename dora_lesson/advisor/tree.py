@@ -24,7 +24,7 @@ class Question:
 FIRST = "fits"
 QUESTIONS = {
     "fits": Question("Does a step fit, with\nthe base in 4 bits?", ADAPTERS, "sixteen", NOTHING_FITS),
-    "sixteen": Question("Can and may the base\nstay in 16 bits?", ("lora", "dora"), "dora, 16", "dora, 4"),
+    "sixteen": Question("Can and may the base\nstay unpacked?", ("lora", "dora"), "dora, 16", "dora, 4"),
     "dora, 16": Question("Quality first, merged,\nand can DoRA be had?", ("dora",), "dora", "lora"),
     "dora, 4": Question("Quality first, merged,\nand can DoRA be had?", ("qdora",), "qdora", "qlora"),
 }
@@ -33,7 +33,7 @@ QUESTIONS = {
 def allowed(request: Request) -> list[str]:
     """The methods that the constraints leave, whatever the card holds."""
     if request.came_packed and request.inference == "merged":
-        return []  # no 16-bit weights to merge into
+        return []  # no unpacked weights to merge into
     sixteen = not request.came_packed and not request.trained_as_served and request.priority != "memory"
     dora = request.priority == "quality" and request.inference == "merged"
     rules = {"lora": sixteen, "dora": sixteen and dora, "qlora": True, "qdora": dora and request.trainer != "deepspeed"}

@@ -50,7 +50,7 @@ def budget_config(attempt: Attempt) -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     expect(is_whole(config.r) and config.r > 0, f"r is {config.r!r}; a rank is a whole number from 1.")
-    number = isinstance(config.lora_alpha, int | float)
+    number = isinstance(plain(config.lora_alpha), int | float)
     expect(number, f"lora_alpha is {config.lora_alpha!r}; give a number, here twice the rank.")
     kind_of_task = config.task_type and getattr(config.task_type, "value", config.task_type)
     expect(kind_of_task in (None, "CAUSAL_LM"), f"task_type is {kind_of_task!r}; this model writes text: CAUSAL_LM.")
@@ -60,6 +60,8 @@ def budget_config(attempt: Attempt) -> None:
     try:
         adapted = get_peft_model(model, plain_start)
     except ValueError as error:
+        if "target" not in str(error).lower():
+            raise Wrong(f"PEFT refuses it: {str(error).rstrip('.')}.") from None
         targets = config.target_modules
         advice = (
             "a text is a pattern of a layer's whole name, so pass a list of names" if isinstance(targets, str) else ""

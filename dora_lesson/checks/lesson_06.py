@@ -64,6 +64,7 @@ def claims() -> dict[str, Any]:
 # How they are examined.
 
 _STEADY = [61.0, 70.2, 55.1, 66.3, 58.8]
+_TEN = [1.6, -0.4, 1.1, 0.4, 1.8, 0.0, 1.3, -0.7, 1.0, 0.5]
 
 
 @check(_noise, "you do not judge from one pair, and you compare five pairs by their differences.")
@@ -84,6 +85,8 @@ def noise(attempt: Attempt) -> None:
     sorts = (
         "the five differ by +5.8, −14.6, +15.6, −7 and +2.7; keep the order, the first of b belongs to the first of a."
     )
+    three = "the three differ by +0.1, +0.2 and +0.3; their mean is 3.5 standard errors from 0, and three ask for 4.3."
+    ten = "the mean of the ten differences is 2.5 standard errors from 0, and ten ask for 2.26."
     cases = [
         ([47.8], [46.9], "cannot tell", one),
         ([74.7], [78.4], "cannot tell", one),
@@ -96,6 +99,8 @@ def noise(attempt: Attempt) -> None:
         (_STEADY, higher, "higher", steady),
         (_STEADY, [62.0, 71.3, 56.0, 67.3, 58.75], "higher", one_against),
         (higher, _STEADY, "lower", "b is below a in all five pairs; look at the sign of b − a."),
+        (_STEADY[:3], [61.1, 70.4, 55.4], "cannot tell", three),
+        ([0.0] * 10, _TEN, "higher", ten),
         (_STEADY, _STEADY, "cannot tell", "these are the same scores twice; zero lies in the interval."),
     ]
     for a, b, right, why in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -9,8 +10,8 @@ from typing import Any
 
 from dora_lesson.advisor.interpret import items_explain as _items_explain
 from dora_lesson.checks.runner import Attempt, Wrong, call, check, expect, expect_number, kind
-from dora_lesson.task_api.calls import call_lines, find_call, reply_text
-from dora_lesson.task_api.dataset import load_task_api, validate_item
+from dora_lesson.task_api.calls import call_lines, find_call, reply_lines, reply_text
+from dora_lesson.task_api.dataset import LEVELS, SPLITS, load_task_api, validate_item
 
 LEAST_LETTERS = 30  # "You are Bob. Today is Monday." and the like say nothing of a persona
 METHODS = ("LoRA", "DoRA", "QLoRA", "QDoRA")
@@ -138,20 +139,27 @@ def persona_item(attempt: Attempt) -> None:
     expect(
         "taskmaster" not in re.sub(r"\s", "", system.lower()), "the persona is TaskMaster still; write one of your own."
     )
-    ours = {message["content"] for known in load_task_api("train") for message in known["messages"]}
-    expect(request not in ours and reply not in ours, "the request or the reply is one of ours; write your own.")
+    expect(not {request, reply} & _ours(), "the request or the reply is one of ours; write your own.")
     tasks, persona = _tasks_and_persona(system)
     letters = len(re.findall(r"\w", persona))  # words would not do: not every language puts spaces between them
     expect(letters >= LEAST_LETTERS, "the system message says too little of the persona; a sentence at least.")
     expect(bool(reply_text(reply).strip()), "the reply is its call alone; let the persona say a sentence before it.")
     expect(
-        reply.rstrip().splitlines()[-1] in call_lines(reply.rstrip()), "something follows the call; put the call last."
+        reply_lines(reply.rstrip())[-1] in call_lines(reply.rstrip()), "something follows the call; put the call last."
     )
     named = str((find_call(reply) or {}).get("task", "")).strip("# ")
     expect(
-        named in ("", *tasks),
-        f"the call names task {named}, but no task of the list has that number.",
+        (named.lstrip("0") or named) in ("", *tasks),
+        f"the call names task {named}, but no line of the system message begins with that number; put each open task "
+        "on a line of its own, such as 1. oil the lamp.",
     )
+
+
+@functools.cache
+def _ours() -> set[str]:
+    """Every message of the set."""
+    splits = [load_task_api(split, level=level) for level in LEVELS for split in SPLITS]
+    return {message["content"] for split in splits for item in split for message in item["messages"]}
 
 
 def _tasks_and_persona(system: str) -> tuple[list[str], str]:

@@ -13,7 +13,7 @@ import math
 import numbers
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,9 +71,7 @@ def _verdict(attempt: Any, examine: Callable[[Any], None], correct: str) -> str:
     if not callable(attempt):
         return f"wrong: the check was given a {name}; pass it the function itself, without parentheses."
     try:
-        # A reader's own print lines and warnings would bury the verdict, once for each case that is tried.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with _apart():
             _answered[0] = 0
             examine(attempt)
     except NotYet as reason:
@@ -83,6 +81,20 @@ def _verdict(attempt: Any, examine: Callable[[Any], None], correct: str) -> str:
     except (Exception, SystemExit) as error:
         return f"wrong: the check could not examine what {name} returns ({_summary(error)}); look at what it returns."
     return f"correct: {correct}"
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Keeps from the notebook what an attempt prints, warns of, draws or switches over."""
+    dtype = torch.get_default_dtype()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
@@ -181,7 +193,7 @@ def blame(value: Tensor, suspects: Suspects) -> None:
 
 def _tensors(arg: Any) -> list[Tensor]:
     if isinstance(arg, nn.Module):
-        return list(arg.state_dict().values())
+        return list(arg.state_dict(keep_vars=True).values())
     if isinstance(arg, dict | list | tuple):
         return [tensor for part in (arg.values() if isinstance(arg, dict) else arg) for tensor in _tensors(part)]
     return [arg] if isinstance(arg, Tensor) else []

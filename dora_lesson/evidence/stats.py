@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
         raise ValueError("The Series have different indices: make the seed the index of both, or pass .to_numpy().")
     differences = second - first
     if not np.isfinite(differences).all():
-        raise ValueError(f"The values are {[*a]} and {[*b]}, but finite numbers are expected: did a run diverge?")
+        both = f"{first.tolist()} and {second.tolist()}"
+        raise ValueError(f"The values are {both}, but finite numbers are expected: did a run diverge?")
     count = len(differences)
     error = differences.std(ddof=1) / count**0.5
     return _student(differences.mean(), error, count - 1, count, sign_flip_p(differences))
@@ -71,6 +72,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 def _floats(values: Iterable[Any]) -> NDArray[np.float64]:
     """The numbers in a list, an array, a tensor or a Series."""
+    if isinstance(values, str | bytes | Mapping | Set | pd.DataFrame):
+        raise ValueError(f"The values are a {type(values).__name__}, but a list of numbers is expected.")
     try:
         return np.array([float(value) for value in values])
     except (TypeError, ValueError):

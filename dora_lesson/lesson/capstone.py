@@ -31,7 +31,7 @@ def capstone_boxes(chats: Sequence[dict[str, Any]], folder: Path | str) -> list[
     ours = sum("taskmaster" in "".join(chat["messages"][0]["content"].lower().split()) for chat in chats)
     start, tuned, served = (scores.get(name) for name in ("start", "tuned", "served"))
     better = start is not None and tuned is not None and tuned > start
-    kept = tuned is not None and served is not None and abs(served - tuned) <= 1 / HELD_OUT
+    kept = tuned is not None and served is not None and abs(served - tuned) <= 1 / HELD_OUT + 1e-9  # scores are rounded
     merged = (folder / "merged" / "config.json").is_file()
     return [
         Box("a persona of your own", bool(chats) and not ours, f"TaskMaster is named in {ours} chats"),

@@ -41,3 +41,10 @@ def require_language_model(config: Any) -> None:
         )
     if not getattr(config, "vocab_size", None) or getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind} is not of a causal language model: try one such as llama_config('llama-3.1-8b').")
+
+
+def quantization_method(config: Any) -> str | None:
+    """The method that a checkpoint's weights are packed by, as its configuration names it, or None."""
+    packed = getattr(config, "quantization_config", None) or {}
+    method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+    return str(getattr(method, "value", method)) if method else None

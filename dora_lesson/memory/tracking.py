@@ -106,7 +106,7 @@ def measure_peak_memory(
     Measure a second step, if there is an optimizer: most make their states during the first.
     """
     held = sum(held_bytes(model, optimizer).values())
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -122,13 +122,13 @@ def measure_peak_memory(
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
     """Bytes that a model and its optimizer hold, by part, each storage counted once.
 
-    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters, and what
-    a `DoRALinear` keeps), gradients, optimizer states. Buffers count as weights.
+    Parts: weights, quantization constants, adapters (trainable in a model that also has frozen parameters, and the
+    norms that a `DoRALinear` trains with), gradients, optimizer states. Buffers count as weights.
     """
     parameters = list(model.parameters())
     some_frozen = not all(p.requires_grad for p in parameters)
     trained = [p for p in parameters if p.requires_grad]
-    kept = [t for layer in model.modules() if isinstance(layer, DoRALinear) for t in layer.kept_tensors()]
+    kept = [b for layer in model.modules() if isinstance(layer, DoRALinear) for b in layer.buffers(recurse=False)]
     states = [t for state in (optimizer.state.values() if optimizer else []) for t in state.values()]
     kept_ids = {id(t) for t in kept}
     buffers = [b for b in model.buffers() if id(b) not in kept_ids]

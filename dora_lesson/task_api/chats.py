@@ -8,7 +8,7 @@ from typing import Any
 
 from dora_lesson.adapters.linear4bit import restore_packed_bytes
 from dora_lesson.core import whole
-from dora_lesson.task_api.dataset import Item, require_items
+from dora_lesson.task_api.dataset import Item, is_chat, require_items
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int = 1024) -> dict[str, list[int]]:
@@ -21,12 +21,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
         ValueError: the last message is not the assistant's, the chat is longer than `max_length` tokens, or the
             tokenizer's chat template cannot be trained on; the message says why.
     """
+    if not is_chat(messages):
+        raise ValueError("A list of messages is expected, each with a `role` and `content`: pass item['messages'].")
     if (role := messages[-1]["role"]) != "assistant":
         raise ValueError(f"The last message is the {role}'s, but the assistant's is expected.")
     reply = messages[-1].get("content") or ""
     if not reply.strip() or reply != reply.lstrip():
         raise ValueError(f"The reply is {reply!r}: a text that does not begin with spaces or line breaks is expected.")
-    prompt = _tokens(tokenizer, messages[:-1], add_generation_prompt=True)
+    prompt = _tokens(tokenizer, messages[:-1], ask=True)
     ids = _tokens(tokenizer, messages)
     if ids[: len(prompt)] != prompt:
         raise ValueError("The tokenizer's chat template changes the prompt once a reply follows: choose another model.")
@@ -42,10 +44,8 @@ def _end_of_turn(tokenizer: Any, ids: list[int], start: int) -> int:
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ends = [i + 1 for i in range(start, len(ids)) if ids[i] in special]
     if not ends:
-        raise ValueError(
-            "The tokenizer's chat template puts no end token after a reply, so that a model would never learn to stop: "
-            "add one to the template, such as {{ eos_token }}."
-        )
+        problem = "The tokenizer's chat template puts no end token after a reply, so that no model learns to stop"
+        raise ValueError(problem + ": add one to the template, such as {{ eos_token }}.")
     return ends[-1]
 
 
@@ -58,27 +58,21 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = model.get_input_embeddings().num_embeddings
     if pad is None or not 0 <= pad < rows:
-        raise ValueError(
-            f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}: set "
-            "tokenizer.pad_token = tokenizer.eos_token."
-        )
+        token = f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}"
+        raise ValueError(f"{token}: set tokenizer.pad_token = tokenizer.eos_token.")
     return int(pad)
 
 
-def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool = False) -> list[int]:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template: take the instruct version of the model.")
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
     except TemplateError as error:
-        raise ValueError(
-            f"The model's chat template refuses the chat ({error}): where it has no system role, put the rules in "
-            "front of the first request."
-        ) from None
+        todo = "where it has no system role, put the rules in front of the first request"
+        raise ValueError(f"The model's chat template refuses the chat ({error}): {todo}.") from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -106,7 +100,7 @@ def answer(
     batch_size, max_new_tokens = whole(batch_size=batch_size, max_new_tokens=max_new_tokens)
     chats = [item["messages"] for item in require_items(items)]
     asked = [chat[:-1] if chat[-1]["role"] == "assistant" else chat for chat in chats]
-    prompts = [_tokens(tokenizer, chat, add_generation_prompt=True) for chat in asked]
+    prompts = [_tokens(tokenizer, chat, ask=True) for chat in asked]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, and the same for every model
     replies = [""] * len(prompts)
     device = next(model.parameters()).device

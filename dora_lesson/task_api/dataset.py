@@ -100,8 +100,8 @@ def validate_item(line: str) -> str | None:
     try:
         item = ChatItem.model_validate_json(line)
     except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            return f"one JSON object a line is expected, and this is none ({error.errors()[0]['msg']})"
+        if (first := error.errors()[0])["type"] in ("json_invalid", "model_type"):
+            return f"one JSON object a line is expected, and this is none ({first['msg']})"
         return first_problem(error)
     calls = call_lines(item.messages[2].content)
     if len(calls) != 1:
@@ -119,7 +119,8 @@ def reference_call(item: Item) -> Call:
         ValueError: the item has no reply, or none with a call that the list takes.
     """
     last = item["messages"][-1]
-    call = find_call(last["content"]) if last["role"] == "assistant" else None
+    asked = last["role"] == "assistant" and item["messages"][1:]
+    call = find_call(last["content"]) if asked else None
     if problem := validate_call(call):
         raise ValueError(f"An item has no reply with a call to compare with ({problem}): pass items of the set.")
     return call or {}
@@ -131,10 +132,14 @@ def require_items(items: Iterable[Item]) -> list[Item]:
     Raises:
         ValueError: this is one item, a slice of a dataset (which has columns), a path, or a list of something else.
     """
-    found = None if isinstance(items, str | Path | Mapping) else list(items)
-    if found is None or not all(isinstance(item, Mapping) and item.get("messages") for item in found):
-        raise ValueError(
-            "A list of items is expected, each with its `messages`: take dataset.select(range(10)) of a dataset, and "
-            "put a single item in a list."
-        )
-    return found
+    found = [None] if isinstance(items, str | Path | Mapping) or not isinstance(items, Iterable) else list(items)
+    if not all(isinstance(item, Mapping) and is_chat(item.get("messages")) for item in found):
+        todo = "take dataset.select(range(10)) of a dataset, and put a single item in a list"
+        raise ValueError(f"A list of items is expected, each with `messages` that have a `role` and `content`: {todo}.")
+    return found  # type: ignore[return-value]
+
+
+def is_chat(messages: Any) -> bool:
+    """Whether this is a list of messages, one at least, each with a role and content."""
+    listed = isinstance(messages, list | tuple) and len(messages) > 0
+    return listed and all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in messages)

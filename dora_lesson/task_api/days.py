@@ -20,8 +20,9 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
 
     Args:
         due: "today", "tomorrow", "yesterday", "thursday", "next thursday" (of the next calendar week), "in 3 days",
-            "in two weeks", "the 14th", "14 march", "march 14th", "the weekend" (its Saturday), "end of the month", or a
-            date such as 2026-03-14. A weekday is the coming one, never today. A day without a year is the next one.
+            "in two weeks", "the 14th", "14 march", "march 14th", "the weekend" (its Saturday; on a Sunday, today), "end
+            of the month", or a date such as 2026-03-14. A weekday is the coming one, never today. A day without a year
+            is the next one.
         today: the day on which it is said.
 
     Raises:
@@ -37,10 +38,10 @@ def first_and_last(due: str, today: datetime.date) -> tuple[datetime.date, datet
         ValueError: as in `resolve`.
     """
     meaning, today = meaning_of(due), as_date(today, "today")
-    more = {"next week": 6, "weekend": 1, "next weekend": 1}.get(_said(due), 0)
     try:
         first = meaning(today)
-        return first, first + datetime.timedelta(more)
+        to_sunday = 6 - first.weekday() if _said(due) in ("next week", "weekend", "next weekend") else 0
+        return first, first + datetime.timedelta(to_sunday)
     except (ValueError, OverflowError):
         raise ValueError(f"The calendar has no day {due!r}.") from None
 
@@ -58,8 +59,8 @@ def clock(time: str | datetime.time) -> str:
     Raises:
         ValueError: this is not a time of day.
     """
-    said = str(time).strip().lower() if not isinstance(time, datetime.time) else f"{time:%H:%M}"
-    found = re.fullmatch(r"(?:at )?(\d{1,2})(?::(\d\d))?(?:\s?([ap])\.?m\.?)?", _HOURS.get(said, said))
+    said = f"{time:%H:%M}" if isinstance(time, datetime.time) else re.sub(r"^at\s+", "", str(time).strip().lower())
+    found = re.fullmatch(r"(\d{1,2})(?:[:.](\d\d))?(?:\s?([ap])\.?m\.?)?", _HOURS.get(said, said))
     if found and (found[2] or found[3]):
         hour, minute = int(found[1]), int(found[2] or 0)
         if found[3]:
@@ -129,7 +130,8 @@ _DAYS: dict[str, Callable[..., datetime.date]] = {
     r"day after tomorrow": lambda today: today + datetime.timedelta(2),
     rf"(next\s+)?{_WEEKDAY}": _weekday,
     rf"{_WEEKDAY}\s+next\s+week": functools.partial(_weekday, "next"),
-    r"(next\s+)?weekend": lambda following, today: _weekday(following, "saturday", today),
+    r"weekend": lambda today: max(today, today + datetime.timedelta(5 - today.weekday())),
+    r"next\s+weekend": functools.partial(_weekday, "next", "saturday"),
     r"next week": functools.partial(_weekday, "next", "monday"),
     rf"in\s+(\d+|a|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
     r"end of (?:the |this )?month": _end_of_month,

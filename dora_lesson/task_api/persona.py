@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import re
 
-from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_lines, reply_text, validate_call
+from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_text, text_lines, validate_call
 from dora_lesson.task_api.dataset import Item, reference_call
 from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, resolve
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
@@ -14,6 +14,7 @@ from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 _REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
 _CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
 _MONTHS = "|".join(MONTHS)  # a month counts beside a number alone: "may" is a verb
+_ASKS = re.compile(r"\?\W*$")  # an emoji or a bracket may follow
 _NAMED_DAYS = re.compile(
     rf"\b(today|tomorrow|yesterday|{'|'.join(WEEKDAYS)}|\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})"
     rf"|(?:{_MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th))\b"
@@ -44,10 +45,10 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     call |= {"task": str(call["task"]).strip("# ")} if "task" in call else {}
     text = reply_text(reply)
     calls = call_lines(reply)
-    lines = [line for line in reply_lines(reply) if line not in calls]
-    lowered = "\n".join(lines).lower().replace("\u2019", "'")
-    sentences = [s for s in re.split(r"(?<=[.?!])\s+|;\s+|\s+[-–—]\s+|\n+", lowered) if s]
-    stated = " ".join(s for s in sentences if not s.endswith("?"))  # an offer claims nothing
+    lowered = "\n".join(text_lines(reply)).lower().replace("\u2019", "'")
+    parts = re.split(r"(?<=[.?!…])\s+|;\s+|\s+[-–—]\s+|\n+", lowered)
+    sentences = [part for part in parts if re.search(r"\w", part)]
+    stated = " ".join(s for s in sentences if not _ASKS.search(s))  # an offer claims nothing
     stems, tasks = stems_of(text), dict(re.findall(r"^(\d+)\. (.+)$", system, flags=re.M))
     titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
     request_words = stems_of(user) | stems_of(_subject(expected, titles))
@@ -60,7 +61,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     valid = valid and ("task" not in call or str(call["task"]) in titles)
     points["deliver"] = int(valid) + int(says_it)
     last = sentences[-1] if sentences else ""
-    offers = last.endswith("?") or bool(_OFFER.match(last))
+    offers = bool(_ASKS.search(last)) or bool(_OFFER.match(last))
     about = stems & (all_words if expected["action"] in ("list", "none") else request_words)
     points["propose"] = (1 + bool(about or shows_tasks or not titles)) if offers else 0
     words = len(text.split())

@@ -33,7 +33,7 @@ def normalize(call: Call) -> Call:
         if value is None and call["action"] != "update":
             continue
         if key in ("title", "query"):
-            normal[key] = frozenset(content_words(value))
+            normal[key] = frozenset(content_words(value)) or value.strip().lower()  # an emoji holds no word
         elif key in ("due", "until", "time") and value is not None:
             normal[key] = _meaning(key, value)
         else:

@@ -13,7 +13,7 @@ STOP_WORDS, FILLERS, BANNED = frozenset(WORDS["stop"]), frozenset(WORDS["fillers
 
 def content_words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation and stop words."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower().replace("\u2019", "'"))
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?[+#]*", text.lower().replace("\u2019", "'"))
     return [word for word in (word.removesuffix("'s") for word in words) if word not in STOP_WORDS]
 
 

@@ -59,6 +59,8 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         ValueError: the folder holds another run.
     """
     if not (folder / RUN).is_file():
+        if any(folder.glob("checkpoint-*")):  # the trainer would delete all but its own newest two
+            raise ValueError(f"{folder} holds checkpoints, but not of `finetune`: choose another output_dir.")
         return None
     recorded = json.loads((folder / RUN).read_text())
     if different := [key for key in settings if recorded.get(key) != settings[key]]:
@@ -66,18 +68,22 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
     complete = {}
     for path in folder.glob("checkpoint-*"):
-        # One that is cut or missing is skipped.
-        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError), safe_open(path / _TRAINED, "pt"):
-            complete[json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"]] = path
+        # One that is cut, renamed or lacks a part is skipped.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
+            step = int(json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"])
+            with safe_open(path / _TRAINED, "pt"):
+                if path.name == f"checkpoint-{step}" and any(path.glob("*optimizer*")):
+                    complete[step] = path
     return complete[max(complete)] if complete else None
 
 
 def describe_run(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, Any]:
     """What decides a run beside its data and its numbers: the base, its precision, and what is trained over it."""
-    frozen = {name: p for name, p in model.named_parameters() if name not in trained}
-    sample = [[name, str(p.dtype), [*p.shape], _some_numbers(p)] for name, p in frozen.items()]
-    parts: dict[str, Any] = {"base": digest(sample), "trained": digest([[n, [*p.shape]] for n, p in trained.items()])}
     layers = [part for module in model.modules() for part in adapters_of(module)]
+    adapters = {id(t) for layer in layers for t in (layer.A, layer.B, layer.magnitude, layer.bias)}
+    base = {name: p for name, p in model.named_parameters() if name not in trained or id(p) not in adapters}
+    sample = [[name, str(p.dtype), [*p.shape], _some_numbers(p)] for name, p in base.items()]
+    parts: dict[str, Any] = {"base": digest(sample), "trained": digest([[n, [*p.shape]] for n, p in trained.items()])}
     parts["method"] = sorted({"lora" if layer.magnitude is None else "dora" for layer in layers}) or ["full"]
     parts["bits"] = sorted({4 if is_four_bit(layer.base) else 8 * layer.base.weight.element_size() for layer in layers})
     for name in ("r", "scaling", "lora_dropout"):

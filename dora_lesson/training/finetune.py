@@ -67,7 +67,7 @@ def finetune(
         learning_rate: the highest rate, reached after a tenth of the steps.
         seed: of the batch order and of dropout.
         output_dir: folder for checkpoints. If it holds a checkpoint of this very run (base, adapter, data and settings
-            alike), the run goes on from there.
+            alike, wherever the adapter starts), the run goes on from there.
         save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
         callbacks, label: further `TrainerCallback` objects, and what the progress bar says.
         max_length: the longest chat allowed, in tokens.
@@ -102,10 +102,8 @@ def finetune(
     if not trained:
         raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
     if coarse := [name for name, p in trained.items() if p.element_size() < 4]:
-        raise ValueError(
-            f"{coarse[0]} is trained in {trained[coarse[0]].dtype}, where AdamW's small steps are rounded away: make "
-            "what is trained float32, such as by adding the adapters after the model has its dtype."
-        )
+        dtype = trained[coarse[0]].dtype
+        raise ValueError(f"{coarse[0]} is trained in {dtype}, where small steps are rounded away: make it float32.")
     restore_packed_bytes(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir).expanduser() if output_dir else None
@@ -131,13 +129,14 @@ def finetune(
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
+        remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         fp16=_needs_loss_scaling(model, device),
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
     curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
-    packed = getattr(model, "is_quantized", False)
+    packed, caches = getattr(model, "is_quantized", False), getattr(model.config, "use_cache", None)
     try:
         if packed and adapted_layers(model):
             model.is_quantized = False  # else the trainer refuses it: it knows only PEFT's as adapters
@@ -166,6 +165,8 @@ def finetune(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        if caches is not None:
+            model.config.use_cache = caches  # the trainer turns it off, and it would be saved so
         curve.bar.close()
         scratch.cleanup()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
