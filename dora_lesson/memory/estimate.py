@@ -111,7 +111,7 @@ def estimate(
     - weights: e P; in 4 bits e (P − Q) + Q / 2 (QLoRA paper, section 3).
     - quantization constants: for a layer with n = d_in d_out / 64 blocks, n + 4 ⌈n / 256⌉ and 1,092 bytes of tables
       with double quantization, else 4 n + 64.
-    - adapters: 4 N, and for DoRA 8 a magnitude, for the norms ‖W‖ and ‖V‖ that the layer keeps.
+    - adapters: 4 N, and for DoRA 4 a magnitude, for the ‖W‖ that the layer keeps.
     - gradients: 4 N; for full fine-tuning e P, and twice the embedding more where it is the output layer too, whose two
       gradients are made apart and then added.
     - optimizer states: 8 N for AdamW in float32, 2.03 N in 8 bits (Dettmers et al., arXiv 2110.02861), 0 for plain SGD;
@@ -188,7 +188,7 @@ def estimate(
         {
             "weights": e * (P - Q) + Q // 2,
             "quantization constants": sum(_constants(layer, double_quantization) for layer in linears) if Q else 0,
-            "adapters": width * (N + outputs) + 2 * width * outputs,
+            "adapters": width * (N + outputs) + width * outputs,
             "optimizer states": states,
             "gradients": e * (P + tied) if full else width * (N + outputs),
             "activations": rest + blocks * block,
