@@ -705,7 +705,11 @@ def test_the_script_refuses_data_that_nothing_can_be_learned_from(
     bundled[1].save_pretrained(tmp_path / "model")
     script = recommend(24, BIG).script(data="chats.jsonl", base="model")
     ask, reply = {"role": "user", "content": "When?"}, {"role": "assistant", "content": "At six. " * 300}
-    for chats, message in [([], "chats end with"), ([[ask]], "chats end with"), ([[ask, reply]], "no chat has at most")]:
+    for chats, message in [
+        ([], "chats end with"),
+        ([[ask]], "chats end with"),
+        ([[ask, reply]], "no chat has at most"),
+    ]:
         lines = "\n".join(json.dumps({"messages": chat}) for chat in chats)
         (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
         with pytest.raises(AssertionError, match=message):

@@ -169,9 +169,8 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     layers, wrapped, model = require_adapters(model), model, unwrapped(model)
     for name, layer in layers.items():
         model.set_submodule(name, layer.base.train(layer.training))
-    if (
-        names := model.__dict__.pop("_trainable_before_adapters", None)
-    ) is not None:  # else the layers were put in by hand
+    names = model.__dict__.pop("_trainable_before_adapters", None)
+    if names is not None:  # else the layers were put in by hand
         _train_only(model, names)
     return wrapped
 

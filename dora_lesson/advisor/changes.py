@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dora_lesson.advisor.memory_fit import count_parameters, needed_gb, smallest_setup
-from dora_lesson.advisor.request import INFERENCE, PRIORITIES, WHOLE_ON_EACH_GPU, Request
+from dora_lesson.advisor.request import INFERENCE, PRIORITIES, Request, contradiction
 from dora_lesson.advisor.tree import choose
 from dora_lesson.core import ADAPTERS, METHODS
-from dora_lesson.memory.shapes import SHAPES
+from dora_lesson.memory.shapes import SHAPES, quantization_method
 
 CONSTRAINTS = ["vram_gb", "priority", "inference", "trainer", "gpus", "optimizer"]
 CONSTRAINTS += ["base_format", "sequence_length", "label"]
@@ -40,7 +40,8 @@ def find_changes(request: Request) -> list[Change]:
     for_dora = _for_dora(request)
     if len(_differing(request, for_dora)) > 1 and choose(for_dora) in ("dora", "qdora"):
         proposed.append(for_dora)
-    found = [_change(request, other) for other in proposed if choose(other) not in (None, now)]
+    possible = [other for other in proposed if not contradiction(other)]
+    found = [_change(request, other) for other in possible if choose(other) not in (None, now)]
     if found:
         return found
     if request.came_packed and request.inference == "merged":  # it cannot be merged: anything else comes after that
@@ -68,20 +69,19 @@ def _larger_cards(request: Request, now: str | None) -> Iterator[Request]:
 def _other_choices(request: Request) -> Iterator[Request]:
     yield from (replace(request, priority=priority) for priority in PRIORITIES if priority != request.priority)
     yield from (request.served(inference) for inference in INFERENCE if inference != request.inference)
-    if request.came_packed and not getattr(request.config, "quantization_config", None):
+    if request.came_packed and not quantization_method(request.config):
         yield request.over_16_bits()
-    if request.trainer == "deepspeed" and request.base_format not in WHOLE_ON_EACH_GPU:
+    if request.trainer == "deepspeed":
         yield replace(request, trainer="fsdp", optimizer="adamw")
 
 
 def _more_gpus(request: Request) -> Iterator[Request]:
     """The fewest such GPUs, up to eight, on which a sharded step fits."""
-    if request.device == "cuda" and request.base_format not in WHOLE_ON_EACH_GPU:
-        for gpus in (2, 4, 8):
-            more = replace(request, trainer="fsdp", gpus=gpus, optimizer="adamw")
-            if gpus > request.gpus and choose(more):
-                yield more
-                return
+    for gpus in (2, 4, 8):
+        more = replace(request, trainer="fsdp", gpus=gpus, optimizer="adamw")
+        if gpus > request.gpus and choose(more):
+            yield more
+            return
 
 
 def _for_dora(request: Request) -> Request:

@@ -18,12 +18,12 @@ LARGE_SHARE = 0.25  # of the peak
 def costs(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     """What training and answering will take, beside memory."""
     total, size = setup.parameters.base + setup.trained, setup.sequences(request.gpus)
-    examples = request.examples or LEAST_STEPS * size
     kept = kept_aside(request.examples or 0)
-    plan = schedule(examples - kept, size)
+    trained_on = (request.examples or LEAST_STEPS * size) - kept
+    plan = schedule(trained_on, size)
     yield rule("trained", trained=setup.trained, share=100 * setup.trained / total, megabytes=4 * setup.trained / 1e6)
     if request.examples:
-        yield rule("schedule", examples=examples - kept, size=size, plan=plan)
+        yield rule("schedule", examples=trained_on, size=size, plan=plan)
         judged = kept > 0 and request.gpus == 1
         if kept:
             yield rule("kept aside, best step" if judged else "kept aside", kept=kept)

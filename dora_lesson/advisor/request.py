@@ -161,7 +161,7 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
         raise ValueError(f"{label} comes packed by {packed_as}: {known}.")
     given["packed"] = _format(*(given[name] for name in ("inference", "packed", "server", "base_format")))
     request = Request(float(vram_gb), label, model_id, Shape(config.to_json_string(), config), **given)
-    if problem := _contradiction(request):
+    if problem := contradiction(request):
         raise ValueError(problem)
     return request
 
@@ -188,7 +188,7 @@ def _format(inference: str, packed: str, server: str, base_format: str) -> str:
     return SERVERS[server][1] if open_ else packed
 
 
-def _contradiction(request: Request) -> str | None:
+def contradiction(request: Request) -> str | None:
     """Why no answer can hold for these constraints together, in a sentence."""
     context = getattr(request.config, "max_position_embeddings", None)
     if context and request.sequence_length > context:

@@ -46,7 +46,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         data=_quoted(data),
         length=request.sequence_length,
         steps=steps or f"max({LEAST_STEPS}, -(-len(chats) // {setup.sequences(request.gpus)}))  # one pass or more",
-        step_size=setup.sequences(request.gpus),
+        n=setup.sequences(request.gpus),  # chats a step
         dtype=dtype,
         quantized=quantized,
         place=_place(request, setup),
@@ -152,7 +152,7 @@ assert chats, "no chat has at most {length} tokens"
 every = max(10, len(chats) // 200)  # one chat in ten is kept aside to compare runs on, some 200 at most
 held_out, chats = chats[every - 1 :: every], [chat for i, chat in enumerate(chats, 1) if i % every]
 steps = {steps}
-print(f"{{steps}} steps of {step_size} chats, {{steps * {step_size} / len(chats):.1f}} passes over {{len(chats)}} of {{len(requests)}}")
+print(f"{{steps}} steps of {n} chats, {{steps * {n} / len(chats):.1f}} passes over {{len(chats)}} of {{len(requests)}}")
 arguments = TrainingArguments(
     output_dir="checkpoints", report_to=[], max_steps=steps, warmup_steps=max(1, steps // 10), seed=0,
     per_device_train_batch_size={size}, gradient_accumulation_steps={passes},{autocast}{optimizer}{checkpointing}

@@ -59,7 +59,6 @@ def question(request: Request) -> str:
 
 def changes_in_words(recommendation: Recommendation) -> list[str]:
     """What would change the answer. Larger cards share a sentence, and so do single changes to the same method."""
-    request = recommendation.request
     cards: dict[str, list[str]] = {}
     single: dict[str, list[str]] = {}
     together = []
@@ -71,7 +70,7 @@ def changes_in_words(recommendation: Recommendation) -> list[str]:
         if "vram_gb" in change.constraints:
             several = change.request.gpus > 1
             larger = f"on {'larger cards' if several else 'a larger card'}, bought or rented"
-            place = " and ".join([*words, larger if request.device == "cuda" else "with more memory"])
+            place = " and ".join([*words, larger if change.request.device == "cuda" else "with more memory"])
             each = " each" if several else ""
             cards.setdefault(place, []).append(f"{change.answer} from {change.request.vram_gb:g} GB{each}")
         elif len(words) == 1:

@@ -81,10 +81,8 @@ def nf4_block(attempt: Attempt) -> None:
         codes, scale = answer
         codes = expect_tensor(codes, (64,), codes.dtype if isinstance(codes, Tensor) else torch.long, "codes")
         if codes.is_floating_point():
-            whole = torch.equal(codes, codes.round())
-            expect(
-                not whole, f"the codes are {codes.dtype}, but they index the levels; make them with dtype=torch.long."
-            )
+            if torch.equal(codes, codes.round()):
+                raise Wrong(f"the codes are {codes.dtype}, but they index the levels; make them with dtype=torch.long.")
             raise Wrong("codes are levels; return which level it is, a number from 0 to 15.")
         if isinstance(scale, Tensor) and scale.ndim:
             expect(scale.numel() == 1, f"the scale has {scale.numel()} values; a block has one.")

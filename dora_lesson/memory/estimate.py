@@ -188,7 +188,7 @@ def estimate(
         {
             "weights": e * (P - Q) + Q // 2,
             "quantization constants": sum(_constants(layer, double_quantization) for layer in linears) if Q else 0,
-            "adapters": width * (N + outputs) + width * outputs,
+            "adapters": width * (N + 2 * outputs),
             "optimizer states": states,
             "gradients": e * (P + tied) if full else width * (N + outputs),
             "activations": rest + blocks * block,

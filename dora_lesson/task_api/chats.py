@@ -58,8 +58,8 @@ def pad_token_id(model: Any, tokenizer: Any) -> int:
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = model.get_input_embeddings().num_embeddings
     if pad is None or not 0 <= pad < rows:
-        token = f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}"
-        raise ValueError(f"{token}: set tokenizer.pad_token = tokenizer.eos_token.")
+        problem = f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}"
+        raise ValueError(f"{problem}: set tokenizer.pad_token = tokenizer.eos_token.")
     return int(pad)
 
 

@@ -132,11 +132,12 @@ def require_items(items: Iterable[Item]) -> list[Item]:
     Raises:
         ValueError: this is one item, a slice of a dataset (which has columns), a path, or a list of something else.
     """
-    found = [None] if isinstance(items, str | Path | Mapping) or not isinstance(items, Iterable) else list(items)
-    if not all(isinstance(item, Mapping) and is_chat(item.get("messages")) for item in found):
+    listed = isinstance(items, Iterable) and not isinstance(items, str | Path | Mapping)
+    found = list(items) if listed else None
+    if found is None or not all(isinstance(item, Mapping) and is_chat(item.get("messages")) for item in found):
         todo = "take dataset.select(range(10)) of a dataset, and put a single item in a list"
         raise ValueError(f"A list of items is expected, each with `messages` that have a `role` and `content`: {todo}.")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def is_chat(messages: Any) -> bool:
