@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from dora_lesson.memory.tracking import measure_peak_memory as measure_peak_memory
     from dora_lesson.memory.tracking import saved_bytes as saved_bytes
     from dora_lesson.models.bundled import prepare as prepare
+    from dora_lesson.models.load import has_fast_bfloat16 as has_fast_bfloat16
     from dora_lesson.models.load import load_base as load_base
     from dora_lesson.task_api.app import Assistant as Assistant
     from dora_lesson.task_api.app import Task as Task
@@ -84,7 +85,7 @@ _HOME = {
     "memory.timing": ["benchmark_interleaved"],
     "memory.tracking": ["held_bytes", "largest_temporary", "measure_peak_memory", "saved_bytes"],
     "models.bundled": ["prepare"],
-    "models.load": ["load_base"],
+    "models.load": ["has_fast_bfloat16", "load_base"],
     "memory.shapes": ["llama_config"],
     "task_api.app": ["Assistant", "Task", "TaskList"],
     "task_api.days": ["resolve"],

@@ -322,7 +322,20 @@ def test_a_4_bit_model_that_has_answered_still_trains_through_every_layer(adapte
     assert torch.sign(fresh).eq(torch.sign(after)).float().mean() > 0.9  # Adam's first step is the gradient's sign
 
 
-# float16, as on a T4.
+# 16 bits.
+
+
+def test_bf16_computes_in_bfloat16_and_trains_in_float32(tokenizer, items, tmp_path):
+    full = finetune(a_model(dropout=0.0), tokenizer, items, **SETTINGS)
+    model, seen = a_model(dropout=0.0), set()
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    half = finetune(model, tokenizer, items, **SETTINGS, bf16=True, output_dir=tmp_path)
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    assert half.losses != full.losses
+    assert half.losses == pytest.approx(full.losses, rel=0.02)
+    with pytest.raises(ValueError, match="bf16 True there, False here"):
+        finetune(a_model(dropout=0.0), tokenizer, items, **SETTINGS, output_dir=tmp_path)
 
 
 def test_float16_on_a_gpu_scales_its_loss_and_nothing_else_does():

@@ -135,6 +135,15 @@ def test_a_t4_gets_float16_and_refuses_bfloat16(monkeypatch: pytest.MonkeyPatch)
     assert models.default_dtype(torch.device("cpu")) is torch.float32
 
 
+@pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}, None])
+def test_a_processor_is_fast_in_bfloat16_where_torch_says_so(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in older torch
+    if told is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert models.has_fast_bfloat16() is ("bf16" in str(told))
+
+
 def test_four_bit_without_bitsandbytes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes")

@@ -47,6 +47,7 @@ def finetune(
     learning_rate: float,
     seed: int = 0,
     gradient_accumulation_steps: int = 1,
+    bf16: bool = False,
     output_dir: str | Path | None = None,
     save_every: int | None = None,
     callbacks: Iterable[TrainerCallback] = (),
@@ -66,6 +67,8 @@ def finetune(
         batch_size: chats a device and forward pass.
         learning_rate: the highest rate, reached after a tenth of the steps.
         seed: of the batch order and of dropout.
+        bf16: compute the forward passes in bfloat16, by autocast; what is trained stays in float32. It saves time where
+            `has_fast_bfloat16()`.
         output_dir: folder for checkpoints. If it holds a checkpoint of this very run (base, adapter, data and settings
             alike, wherever the adapter starts), the run goes on from there.
         save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
@@ -75,19 +78,15 @@ def finetune(
     Raises:
         ValueError: nothing to train or to train on, a number out of range, or `output_dir` holds another run.
     """
-    steps, batch_size, gradient_accumulation_steps, max_length = whole(
-        steps=steps,
-        batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_length=max_length,
-    )
+    steps, batch_size, max_length = whole(steps=steps, batch_size=batch_size, max_length=max_length)
+    (gradient_accumulation_steps,) = whole(gradient_accumulation_steps=gradient_accumulation_steps)
     (seed,) = whole(0, seed=seed)
     (save_every,) = [None] if save_every is None else whole(save_every=save_every)
     if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
         raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
     learning_rate = float(learning_rate)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    settings["gradient_accumulation_steps"] = gradient_accumulation_steps
+    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "bf16": bool(bf16)}
     if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = []
@@ -131,7 +130,8 @@ def finetune(
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
-        fp16=_needs_loss_scaling(model, device),
+        bf16=bf16,
+        fp16=not bf16 and _needs_loss_scaling(model, device),
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
