@@ -126,6 +126,18 @@ def test_a_score_that_the_runs_do_not_have_is_refused() -> None:
         compare(runs(A), runs(A, "dora"), "acc")
 
 
+def test_what_is_no_record_of_a_run_is_refused_by_what_it_lacks() -> None:
+    good = runs(A)
+    for key in ("config", "scores", "seconds", "peak_memory_bytes"):
+        with pytest.raises(ValueError, match=f"A run has no {key}: pass records, as `load_runs`"):
+            compare(good, [*good[1:], {k: v for k, v in good[0].items() if k != key}])
+    for bad in ([{"loss": 2.0}], {"loss": 2.0}, A, [{"config": {"method": "lora"}}], [{"config": "lora"}]):
+        with pytest.raises(ValueError, match=r"A run has no (config|scores|method|seed): pass records"):
+            compare(good, bad)
+        with pytest.raises(ValueError, match=r"A run has no (config|scores|method|seed): pass records"):
+            arm(bad, "lora", r=8)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_run_that_diverged_is_named_and_not_compared(loss: float) -> None:
     with pytest.raises(ValueError, match=rf"run of DoRA with seed 2 diverged \(its loss is {loss}\)"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from dora_lesson import add_adapters, estimate, held_bytes, load_base, measure_peak_memory
+from dora_lesson import add_adapters, benchmark_interleaved, estimate, held_bytes, load_base, measure_peak_memory
 from dora_lesson.memory.estimate import METHODS, OPTIMIZERS, adapter_parameters
 from dora_lesson.memory.shapes import llama_config
 from tests.test_adapters import SOME, small_llama
@@ -243,3 +243,20 @@ def test_measure_sees_what_is_made_and_freed_in_between() -> None:
 def test_held_bytes_count_tied_weights_once() -> None:
     tied, untied = (held_bytes(small_llama(tie_word_embeddings=t))["weights"] for t in (True, False))
     assert untied - tied == 64 * 32 * 4
+
+
+def test_layers_are_timed_by_name_and_what_cannot_be_timed_is_refused() -> None:
+    layers = {"one": torch.nn.Linear(4, 3), "two": torch.nn.Linear(4, 3)}
+    x = torch.randn(2, 4)
+    assert benchmark_interleaved(layers, x, rounds=1).keys() == layers.keys()
+    assert all(p.grad is None for layer in layers.values() for p in layer.parameters())
+    for rounds in (0, 1.5, True):
+        with pytest.raises(ValueError, match=r"rounds is .*, but a whole number from 1"):
+            benchmark_interleaved(layers, x, rounds=rounds)
+    for none in ({}, [*layers.values()]):
+        with pytest.raises(ValueError, match=r"pass a dict of name and layer"):
+            benchmark_interleaved(none, x)
+    with pytest.raises(ValueError, match=r"torch\.int64, which has no gradient"):
+        benchmark_interleaved(layers, x.long())
+    with pytest.raises(ValueError, match=r"the shapes \[\(2, 3\), \(2, 5\)\]"):
+        benchmark_interleaved(layers | {"wide": torch.nn.Linear(4, 5)}, x)

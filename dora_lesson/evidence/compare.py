@@ -97,9 +97,10 @@ def compare(a: Sequence[Run], b: Sequence[Run], measure: str = "loss") -> Compar
         measure: which of the records' scores.
 
     Raises:
-        ValueError: fewer than five pairs, no such score, a run that diverged, a seed without its partner, or twice in
-            an arm, or an arm of several methods.
+        ValueError: what is no record of a run, fewer than five pairs, no such score, a run that diverged, a seed
+            without its partner, or twice in an arm, or an arm of several methods.
     """
+    a, b = (_require_runs(runs, "scores", "seconds", "peak_memory_bytes") for runs in (a, b))
     pairs = _pairs(a, b)
     for runs in (a, b):
         if len(methods := {run["config"]["method"] for run in runs}) > 1:
@@ -129,6 +130,18 @@ def compare(a: Sequence[Run], b: Sequence[Run], measure: str = "loss") -> Compar
         memory_interval=(memories[0], memories[1]),
         differs=_differing(pairs),
     )
+
+
+def _require_runs(runs: Sequence[Run], *keys: str) -> list[Run]:
+    """The runs as a list, each with a configuration and with these keys."""
+    runs = [runs] if isinstance(runs, dict) else list(runs)
+    for run in runs:
+        held: Run = run if isinstance(run, dict) else {}
+        config: Any = held.get("config") if isinstance(held.get("config"), dict) else {}
+        for found, expected in ((held, ("config", *keys)), (config, ("method", "seed", "learning_rate"))):
+            if missing := [key for key in expected if key not in found]:
+                raise ValueError(f"A run has no {missing[0]}: pass records, as `load_runs` returns them.")
+    return runs
 
 
 def _pairs(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -187,9 +200,10 @@ def arm(
     lora_dropout=0.1, narrow it down.
 
     Raises:
-        ValueError: there are no such runs; they differ in a setting besides seed and rate; a seed lacks its run at some
-            rate, or has two; or several rates have no validation loss to choose by.
+        ValueError: there are no such runs, or what is no record of one; they differ in a setting besides seed and rate;
+            a seed lacks its run at some rate, or has two; or several rates have no validation loss to choose by.
     """
+    records = _require_runs(records)
     wanted = {"method": method, "r": r, "lora_alpha": lora_alpha, "learning_rate": learning_rate} | settings
     wanted = {key: value for key, value in wanted.items() if value is not None}
     runs = [run for run in records if all(run["config"].get(key) == value for key, value in wanted.items())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dora_lesson.adapters.inject import add_adapters, matching_linears, remove_adapters
+from dora_lesson.core import whole
 from dora_lesson.memory.estimate import estimate
 from dora_lesson.memory.shapes import llama_config
 from dora_lesson.memory.tracking import free_bytes, measure_peak_memory
@@ -33,14 +34,19 @@ def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int =
         rounds: timed turns a layer, after one that is not counted.
 
     Raises:
-        ValueError: `rounds` is below 1, or there are no layers.
+        ValueError: `rounds` is below 1, there are no layers, or they and x do not fit together.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, but at least one timed round is expected: pass 7 or more.")
-    if not layers:
+    (rounds,) = whole(rounds=rounds)
+    if not isinstance(layers, Mapping) or not layers:
         raise ValueError("There are no layers to time: pass a dict of name and layer.")
+    if not x.is_floating_point():
+        raise ValueError(f"x holds {x.dtype}, which has no gradient: pass floating-point numbers.")
     x = x.detach().requires_grad_()
-    dy = torch.randn_like(next(iter(layers.values()))(x))
+    with torch.no_grad():
+        outputs = {name: layer(x) for name, layer in layers.items()}
+    if len(shapes := {tuple(y.shape) for y in outputs.values()}) > 1:
+        raise ValueError(f"The layers map x to the shapes {sorted(shapes)}: time layers of one shape together.")
+    dy = torch.randn_like(next(iter(outputs.values())))
 
     def tidy(name: str) -> None:
         x.grad = None
