@@ -17,8 +17,12 @@ def test_an_unknown_record_names_those_that_there_are(monkeypatch: pytest.Monkey
         load_record("short")
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "long.json").write_text("{}")
-    with pytest.raises(ValueError, match="no record 'short'; the records are: long"):
-        load_record("short")
+    (tmp_path / "outside.json").write_text("{}")
+    for name in ("short", "../outside", 5, None):
+        with pytest.raises(ValueError, match=f"no record {name!r}; the records are: long"):
+            load_record(name)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"no runs {name!r}; the recorded experiments are: none"):
+            load_runs(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lost", records.PROVENANCE)

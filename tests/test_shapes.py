@@ -27,6 +27,16 @@ def small(request, monkeypatch):
     return "small"
 
 
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b", "Llama 3.1 8B", "meta-llama/Llama-3.1-8B-Instruct", "Meta-Llama-3.1-8B", "llama3.1:8b"]
+)
+def test_a_shape_goes_by_the_names_that_people_write(name: str) -> None:
+    assert llama_config(name).hidden_size == 4096 and llama_config(name).vocab_size == 128256
+    for other in ("llama-8b", "", None, 8):
+        with pytest.raises(ValueError, match=r"but one of llama-3\.1-8b, .* is expected"):
+            llama_config(other)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("four_bit", [True, False])
 def test_a_random_llama_is_whole(small, four_bit) -> None:
     model = random_llama(llama_config(small), four_bit=four_bit, dtype=torch.float32, device=CPU)

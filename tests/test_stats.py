@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -190,13 +191,13 @@ def test_a_hundredth_of_a_nat_is_one_per_cent_of_perplexity() -> None:
     assert perplexity_percent(-math.log(2)) == pytest.approx(-50)
 
 
-@pytest.mark.parametrize(
-    "changed", [{"power": 80}, {"power": 0.05}, {"level": 0}, {"level": 1.5}, {"spread": -1}, {"spread": math.nan}]
-)
-def test_a_design_of_impossible_numbers_is_refused(changed: dict[str, float]) -> None:
-    (name,) = changed
+IMPOSSIBLE = [("power", 80), ("power", 0.05), ("level", 0), ("level", 1.5), ("spread", -1), ("spread", math.nan)]
+
+
+@pytest.mark.parametrize(("name", "value"), [*IMPOSSIBLE, ("spread", "a"), ("pairs", "5")])
+def test_a_design_of_impossible_numbers_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
-        detectable(**{"spread": 1.0, "pairs": 5} | changed)  # type: ignore[arg-type]
+        detectable(**{"spread": 1.0, "pairs": 5, name: value})
 
 
 def test_a_high_power_takes_a_large_difference() -> None:

@@ -13,8 +13,14 @@ import torch
 
 from dora_lesson.core import whole
 from dora_lesson.memory.plan import KNOWN, hub_config
-from dora_lesson.memory.shapes import SHAPES, llama_config, quantization_method, require_language_model
-from dora_lesson.models.load import BUNDLED
+from dora_lesson.memory.shapes import (
+    SHAPE_OF,
+    SHAPES,
+    llama_config,
+    quantization_method,
+    require_language_model,
+    spelled_alike,
+)
 
 PRIORITIES = ("quality", "time", "memory")
 INFERENCE = ("merged", "unmerged", "4-bit")
@@ -227,23 +233,16 @@ def _look_up(model: Any, base_format: str) -> tuple[str, str, Any]:
             raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
         name = getattr(model, "_name_or_path", "") or "path/to/your/model"
         return name, name, model
-    known = {_letters(shape): shape for shape in SHAPES} | {BUNDLED: "smollm2-135m"}
     if model and Path(model).is_dir():
         return model, model, hub_config(model)
-    if shape := known.get(_letters(model)):
+    if shape := SHAPE_OF.get(spelled_alike(model)):
         model_id = model if "/" in model else _HUB[shape]
         if base_format != "16-bit":  # the checkpoint known for this shape is not packed
             model_id = f"path/to/your-{base_format}-checkpoint"
         return shape, model_id, llama_config(shape)
     if model.strip("/").count("/") != 1:
-        near = difflib.get_close_matches(_letters(model), known, n=1)
-        meant = f" Do you mean {known[near[0]]}?" if near else ""
+        near = difflib.get_close_matches(spelled_alike(model), SHAPE_OF, n=1)
+        meant = f" Do you mean {SHAPE_OF[near[0]]}?" if near else ""
         hub = "a model of the hub with its owner, such as Qwen/Qwen2.5-7B-Instruct"
         raise ValueError(f"model is {model!r}, but a folder, {hub}, or one of {', '.join(SHAPES)} is expected.{meant}")
     return model, model, hub_config(model)
-
-
-def _letters(name: str) -> str:
-    """A model's name as people write it, without what they write differently: its owner, "Instruct", dots, dashes."""
-    words = re.findall(r"[a-z]+|[0-9]+", name.rsplit("/", 1)[-1].lower())
-    return "-".join(word for word in words if word not in ("instruct", "chat", "hf", "meta"))

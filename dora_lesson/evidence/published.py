@@ -24,7 +24,7 @@ def load_published(path: str) -> Any:
         ValueError: no such subject or entry (the message names those that there are), a broken file, or a figure
             without a full source.
     """
-    name, *steps = path.split("/")
+    name, *steps = str(path).split("/")
     entry = _load(name)
     for step in steps:
         entries = dict(enumerate(entry)) if isinstance(entry, list) else entry if isinstance(entry, dict) else {}

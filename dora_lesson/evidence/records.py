@@ -27,11 +27,10 @@ def load_record(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such record, or it is broken, or it does not say how it was made.
     """
-    path = DATA / "records" / f"{name}.json"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise ValueError(f"There is no record {name!r}; the records are: {names}.")
-    return read_record(path)
+    paths = {path.stem: path for path in (DATA / "records").glob("*.json")}
+    if name not in paths:
+        raise ValueError(f"There is no record {name!r}; the records are: {', '.join(sorted(paths)) or 'none'}.")
+    return read_record(paths[name])
 
 
 def load_runs(name: str) -> list[dict[str, Any]]:
@@ -40,9 +39,9 @@ def load_runs(name: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no such experiment, or one of its records is broken.
     """
-    path = DATA / "records" / name
-    if not (runs := list(read_runs(path.with_suffix(".jsonl")).values())):
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
+    paths = {path.stem: path for path in (DATA / "records").glob("*.jsonl")}
+    if name not in paths or not (runs := list(read_runs(paths[name]).values())):
+        names = ", ".join(sorted(paths)) or "none"
         raise ValueError(f"There are no runs {name!r}; the recorded experiments are: {names}.")
     return runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -172,12 +173,12 @@ def detectable(spread: float, pairs: int, level: float = 0.05, power: float = 0.
     """
     from scipy import optimize, stats
 
-    if not 0 <= spread < math.inf:
+    if not isinstance(spread, numbers.Real) or not 0 <= spread < math.inf:
         raise ValueError(f"spread is {spread!r}, but a standard deviation, 0 or more, is expected.")
     if not 0 < level < 1 or not level < power < 1:
         raise ValueError(f"level is {level!r} and power {power!r}, but shares are expected, such as 0.05 and 0.8.")
-    if not pairs >= 2:
-        raise ValueError(f"pairs is {pairs}, but two or more are expected: one pair has no spread.")
+    if not isinstance(pairs, numbers.Real) or not pairs >= 2:
+        raise ValueError(f"pairs is {pairs!r}, but two or more are expected: one pair has no spread.")
     critical = stats.f.ppf(1 - level, 1, pairs - 1)  # of t²
 
     def missing(shift: float) -> float:

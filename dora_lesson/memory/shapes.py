@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from dora_lesson.core import DATA
@@ -11,17 +12,27 @@ from dora_lesson.core import DATA
 SHAPES: dict[str, dict[str, Any]] = json.loads((DATA / "shapes.json").read_text(encoding="utf-8"))
 
 
+def spelled_alike(name: str) -> str:
+    """A model's name without what people write differently: its owner, "Instruct", dots, dashes, capitals."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.rsplit("/", 1)[-1].lower())
+    return "-".join(word for word in words if word not in ("instruct", "chat", "hf", "meta"))
+
+
+SHAPE_OF = {spelled_alike(shape): shape for shape in SHAPES} | {"bundled": "smollm2-135m"}
+
+
 def llama_config(name: str) -> Any:
-    """The configuration of a published Llama, without network or account.
+    """The configuration of a published Llama, without network or account, by its name as people write it.
 
     Raises:
         ValueError: a name that is not among `SHAPES`.
     """
     from transformers import LlamaConfig
 
-    if name not in SHAPES:
+    shape = name if name in [*SHAPES] else SHAPE_OF.get(spelled_alike(str(name)))
+    if shape is None:
         raise ValueError(f"The shape is {name!r}, but one of {', '.join(SHAPES)} is expected.")
-    return LlamaConfig(**SHAPES[name])
+    return LlamaConfig(**SHAPES[shape])
 
 
 def require_language_model(config: Any) -> None:
