@@ -332,6 +332,10 @@ def test_bf16_computes_in_bfloat16_and_trains_in_float32(tokenizer, items, tmp_p
     half = finetune(model, tokenizer, items, **SETTINGS, bf16=True, output_dir=tmp_path)
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    seen.clear()
+    with torch.no_grad():
+        model(torch.arange(8)[None])
+    assert seen == {torch.float32}  # afterwards the model answers as it did before
     assert half.losses != full.losses
     assert half.losses == pytest.approx(full.losses, rel=0.02)
     with pytest.raises(ValueError, match="bf16 True there, False here"):

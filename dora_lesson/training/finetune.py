@@ -165,6 +165,7 @@ def finetune(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would go on under autocast
         if caches is not None:
             model.config.use_cache = caches  # the trainer turns it off, and it would be saved so
         curve.bar.close()
@@ -212,8 +213,8 @@ class _Curve(TrainerCallback):
     """Draws the progress bar, in one process alone, and watches the memory of the process."""
 
     def __init__(self, steps: int, done: int, label: str, shown: bool) -> None:
-        hidden = None if shown else True  # None: hidden where the output is not a terminal
-        self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=hidden)
+        # None: hidden where the output is not a terminal.
+        self.bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, disable=not shown or None)
         self.peak = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
