@@ -18,6 +18,7 @@ DEFAULT_SIZE = (35, 60, 1500, 3000)
 MEDIAN_LINES, MOST_LINES = 8, 25  # of a code cell, blank lines among them
 MACHINE = re.compile(r"/(home|root|tmp|work|Users|usr|opt|var)/|[A-Z]:\\\\|site-packages|\.venv")
 NOISE = re.compile(r"Warning\b|Traceback|\d+%\|")
+FAILED = re.compile(r": +False$", flags=re.M)
 FOLDS = ["Nudge", "Outline", "Solution"]
 
 
@@ -80,6 +81,8 @@ def _outputs(notebook: Any, _: str) -> Iterator[str]:
                     yield f"{cell.id}: a path of the machine in an output"
                 if NOISE.search(text):
                     yield f"{cell.id}: a warning or a progress bar in an output"
+                if FAILED.search(text) and "false-is-right" not in _tags(cell):
+                    yield f"{cell.id}: a proof that failed; tag the cell false-is-right if the lesson means it"
 
 
 class _Images(html.parser.HTMLParser):

@@ -131,6 +131,7 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (put_output("clock", "saved in /home/me/x\n"), "path of the machine"),
     (put_output("clock", "FutureWarning: soon\n"), "a warning"),
     (put_output("clock", " 40%|####      | 4/10\n"), "progress bar"),
+    (put_output("clock", "the two agree: False\nand more\n"), "a proof that failed"),
     (bare_png, "without alternative text"),
     (short_alt, "says too little"),
     (silent_figure, "printed sentence"),
