@@ -336,6 +336,9 @@ def test_bf16_computes_in_bfloat16_and_trains_in_float32(tokenizer, items, tmp_p
     with torch.no_grad():
         model(torch.arange(8)[None])
     assert seen == {torch.float32}  # afterwards the model answers as it did before
+    seen.clear()
+    finetune(model, tokenizer, items, **SETTINGS, bf16=True)
+    assert seen == {torch.bfloat16}  # a second training is as the first
     assert half.losses != full.losses
     assert half.losses == pytest.approx(full.losses, rel=0.02)
     with pytest.raises(ValueError, match="bf16 True there, False here"):

@@ -100,9 +100,8 @@ def finetune(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
-    if coarse := [name for name, p in trained.items() if p.element_size() < 4]:
-        dtype = trained[coarse[0]].dtype
-        raise ValueError(f"{coarse[0]} is trained in {dtype}, where small steps are rounded away: make it float32.")
+    if coarse := next((f"{name} is in {p.dtype}" for name, p in trained.items() if p.element_size() < 4), ""):
+        raise ValueError(f"{coarse}, where small training steps are rounded away: make it float32.")
     restore_packed_bytes(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir).expanduser() if output_dir else None
@@ -165,7 +164,8 @@ def finetune(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would go on under autocast
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would go on under autocast,
+        vars(model).pop("_is_accelerate_prepared", None)  # and a second training would go without
         if caches is not None:
             model.config.use_cache = caches  # the trainer turns it off, and it would be saved so
         curve.bar.close()
