@@ -71,6 +71,7 @@ class Design(BaseModel):
     base: str | None
     level: Literal["plain", "spoken"] = "plain"
     dtype: str
+    bf16: bool = False
     steps: int
     batch_size: int
     target_modules: list[str]

@@ -28,7 +28,8 @@ class PairedRunConfig(BaseModel):
     "lora_matched" is LoRA with as many trained numbers as DoRA has (`matched_ranks`). `lora_A_std` is the standard
     deviation of A at the start, if it is drawn from a normal distribution; 0 is PEFT's start, Kaiming uniform.
     `full_magnitude` lets QDoRA's magnitude start as that of the weights before they are packed; `magnitude_rate` is the
-    rate of DoRA's magnitudes as a multiple of `learning_rate`, and 0 leaves them as they start.
+    rate of DoRA's magnitudes as a multiple of `learning_rate`, and 0 leaves them as they start. `bf16` computes the
+    training in bfloat16, by autocast; the judging is in `dtype`.
     `level` is that of the Task API set, of whose validation and test splits `held_out` chats each are judged by their
     loss. `experiments` also records how the weights moved, at `checkpoints` steps, and scores the replies to `scored`
     test items.
@@ -52,6 +53,7 @@ class PairedRunConfig(BaseModel):
     level: Literal["plain", "spoken"] = "plain"
     held_out: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    bf16: bool = False
     scored: int = Field(default=0, ge=0)
     checkpoints: int = Field(default=0, ge=0)
     schedule: str = "linear, a tenth of the steps of warm-up; AdamW without weight decay"
@@ -123,7 +125,7 @@ def _train(model: Any, tokenizer: Any, config: PairedRunConfig, callbacks: Itera
         magnitudes = [layer.magnitude for layer in adapted_layers(model).values()]
         callbacks = [_MagnitudeRate(magnitudes, config.magnitude_rate), *callbacks]
     started = time.process_time()
-    settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed"})
+    settings: dict[str, Any] = config.model_dump(include={"steps", "batch_size", "learning_rate", "seed", "bf16"})
     result = finetune(
         model, tokenizer, load_task_api("train", level=config.level), **settings, callbacks=callbacks, label=config.name
     )
