@@ -103,19 +103,6 @@ def test_same_seed_same_curve_and_another_seed_another(tokenizer, items):
     assert len(curves[0]) == 8
 
 
-def test_chats_of_like_length_share_a_batch_where_that_is_asked_for(tokenizer):
-    def padding(**settings):
-        model, masks = a_model(dropout=0.0), []
-        model.register_forward_pre_hook(lambda _, a, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
-        chats = load_task_api("train").select(range(48))
-        finetune(model, tokenizer, chats, **(SETTINGS | {"steps": 12, "batch_size": 4}), **settings)
-        return sum(int((mask == 0).sum()) for mask in masks), sum(int(mask.sum()) for mask in masks)
-
-    (grouped, tokens), (mixed, same) = padding(group_by_length=True), padding()
-    assert tokens == same  # every chat once
-    assert grouped < 0.7 * mixed
-
-
 def test_it_learns_and_leaves_the_base_alone(tokenizer, items):
     model = a_model()
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}

@@ -44,7 +44,8 @@ def _end_of_turn(tokenizer: Any, ids: list[int], start: int) -> int:
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ends = [i + 1 for i in range(start, len(ids)) if ids[i] in special]
     if not ends:
-        raise ValueError("The chat template puts no end token after a reply: add one to it, such as {{ eos_token }}.")
+        problem = "The tokenizer's chat template puts no end token after a reply, so that no model learns to stop"
+        raise ValueError(problem + ": add one to the template, such as {{ eos_token }}.")
     return ends[-1]
 
 
@@ -72,7 +73,8 @@ def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool = Fals
     except TemplateError as error:
         todo = "where it has no system role, put the rules in front of the first request"
         raise ValueError(f"The model's chat template refuses the chat ({error}): {todo}.") from None
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def answer(

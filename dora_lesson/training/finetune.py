@@ -48,7 +48,6 @@ def finetune(
     seed: int = 0,
     gradient_accumulation_steps: int = 1,
     bf16: bool = False,
-    group_by_length: bool = False,
     output_dir: str | Path | None = None,
     save_every: int | None = None,
     callbacks: Iterable[TrainerCallback] = (),
@@ -70,7 +69,6 @@ def finetune(
         seed: of the batch order and of dropout.
         bf16: compute the forward passes in bfloat16, by autocast; what is trained stays in float32. It saves time where
             `has_fast_bfloat16()`.
-        group_by_length: put chats of like length into a batch, for little padding; the order is random still.
         output_dir: folder for checkpoints. If it holds a checkpoint of this very run (base, adapter, data and settings
             alike, wherever the adapter starts), the run goes on from there.
         save_every: steps between checkpoints; only with `output_dir`, where None means a tenth of the run.
@@ -89,7 +87,6 @@ def finetune(
     learning_rate = float(learning_rate)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "bf16": bool(bf16)}
-    settings |= {"group_by_length": bool(group_by_length)}
     if save_every and not output_dir:
         raise ValueError("save_every is given without output_dir: say where the checkpoints go.")
     chats = []
@@ -130,7 +127,6 @@ def finetune(
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
-        train_sampling_strategy="group_by_length" if group_by_length else "random",
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         bf16=bf16,
@@ -174,10 +170,11 @@ def finetune(
             model.config.use_cache = caches  # the trainer turns it off, and it would be saved so
         curve.bar.close()
         scratch.cleanup()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
     model.eval()
     return FineTuneResult(
         steps=steps,
-        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        losses=[entry["loss"] for entry in log],
         seconds=time.perf_counter() - started,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
         trained_parameters=sum(p.numel() for p in trained.values()),
