@@ -103,11 +103,11 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
         use_rslora=first.use_rslora,
         rank_pattern={f"^{re.escape(name)}": x.r for name, x in layers.items() if x.r != first.r},
         alpha_pattern={f"^{re.escape(name)}": _alpha(x) for name, x in layers.items() if _alpha(x) != _alpha(first)},  # type: ignore[misc]
-        target_modules=_shortest_names(model, layers),
         task_type="CAUSAL_LM" if hasattr(model, "generate") else None,
         base_model_name_or_path=inject.base_name(model),
         inference_mode=True,
     )
+    config.target_modules = _shortest_names(model, layers)  # a list as it is: PEFT would write its set in any order
     tensors = {key: t.detach().cpu().contiguous() for key, t in _all_tensors(layers).items()}
     if bad := [key for key, t in tensors.items() if not t.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds numbers that are not finite: that run diverged, and nothing is written.")
