@@ -250,9 +250,7 @@ def test_peft_reads_what_we_save(method, tmp_path):
     theirs = PeftModel.from_pretrained(small_llama(), tmp_path / "a")
     torch.testing.assert_close(logits(theirs), logits(model), rtol=0, atol=1e-6)
     assert adapter_report(theirs).is_dora == (method == "dora")
-    assert json.loads((tmp_path / "a" / CONFIG).read_text())["target_modules"] == sorted(
-        SOME
-    )
+    assert json.loads((tmp_path / "a" / CONFIG).read_text())["target_modules"] == sorted(SOME)
 
 
 def test_we_read_what_peft_saves(method, tmp_path):

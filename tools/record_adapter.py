@@ -27,13 +27,12 @@ from dora_lesson.task_api.scoring import score
 from dora_lesson.training.finetune import finetune
 
 ROOT = Path(__file__).parents[1]
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj"), {"r": 16, "lora_alpha": 32}
-PAPER = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"), {"r": 8, "lora_alpha": 16}
-ADAPTERS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {"lora": PAPER, "dora": ATTENTION, "qdora": PAPER}
+SIZE: dict[str, Any] = {"r": 8, "lora_alpha": 16}
+TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 SHORT: dict[str, Any] = {"steps": 1200, "batch_size": 2, "learning_rate": 1.5e-3, "seed": 0, "bf16": False}
 SETTINGS = {
     "lora": SHORT,
-    "dora": {"steps": 1800, "batch_size": 4, "learning_rate": 2e-3, "seed": 0, "bf16": True},
+    "dora": {"steps": 1200, "batch_size": 4, "learning_rate": 2e-3, "seed": 0, "bf16": True},
     "qdora": SHORT | {"steps": 400},  # a step on packed weights takes longer
 }
 SCORED = {"plain": 200, "spoken": 60}  # the first so many of the test split
@@ -74,9 +73,9 @@ def main() -> None:
         _score_again(method, folder)
         return
     model, tokenizer = load_base(four_bit=method == "qdora", dtype="float32", device="cpu")
-    settings, (targets, size) = SETTINGS[method], ADAPTERS[method]
+    settings = SETTINGS[method]
     torch.manual_seed(settings["seed"])
-    add_adapters(model, method.removeprefix("q"), **size, target_modules=targets)
+    add_adapters(model, method.removeprefix("q"), **SIZE, target_modules=TARGETS)
     chats = [item for level in LEVELS for item in load_task_api("train", level=level)]
     random.Random(0).shuffle(chats)
     result = finetune(model, tokenizer, chats, **settings, output_dir=ROOT / "build" / f"adapter-{method}")
@@ -88,13 +87,13 @@ def main() -> None:
         name=METHODS[method].label,
         bits="; packed into NF4 for the training" if method == "qdora" else "",
         merged=" into full size" if method == "qdora" else "",
-        targets=", ".join(targets),
+        targets=", ".join(TARGETS),
         timed=result.steps - result.resumed_from,  # those before a stop were timed by nobody
         minutes=result.seconds / 60,
         precision="bfloat16" if settings["bf16"] else "float32",
         scores=scores,
         scored=datetime.date.today(),
-        **size,
+        **SIZE,
         **settings,
         **{key: value for key, value in made.items() if key != "seeds"},
     )
