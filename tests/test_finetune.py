@@ -182,6 +182,15 @@ def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):
         finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 2}), output_dir=tmp_path)
 
 
+@pytest.mark.parametrize("written", ["", '{"steps": 1', "[1]", "null"])
+def test_a_folder_that_no_longer_says_which_run_it_holds_is_refused(written, tokenizer, items, tmp_path):
+    settings = SETTINGS | {"steps": 1}
+    finetune(a_model(), tokenizer, items, **settings, output_dir=tmp_path)
+    (tmp_path / "run.json").write_text(written)
+    with pytest.raises(ValueError, match=r"run.json is damaged: choose another output_dir, or delete that folder"):
+        finetune(a_model(), tokenizer, items, **settings, output_dir=tmp_path)
+
+
 def test_checkpoints_of_another_program_are_left_alone(tokenizer, items, tmp_path):
     for step in (100, 200, 300):
         (tmp_path / f"checkpoint-{step}").mkdir()

@@ -21,6 +21,12 @@ THURSDAY = datetime.date(2026, 3, 12)
     [
         ("today", "2026-03-12"),
         (" Tomorrow ", "2026-03-13"),
+        ("Tomorrow!", "2026-03-13"),
+        ("today?!", "2026-03-12"),
+        ("until friday", "2026-03-13"),
+        ("till the 14th;", "2026-03-14"),
+        ("due next friday.", "2026-03-20"),
+        ("at the weekend", "2026-03-14"),
         ("yesterday", "2026-03-11"),
         ("the day after tomorrow", "2026-03-14"),
         ("friday", "2026-03-13"),

@@ -28,7 +28,7 @@ _COMPILED = "_orig_mod."  # what `torch.compile` puts into the names of a block'
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
 _HARMLESS |= {"ephemeral_gpu_offload", "fan_in_fan_out"}
 # Starts that leave the base as it is; the others (PiSSA, OLoRA, LoftQ and their like) write to it.
-_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
+_PLAIN_STARTS = ("true", "false", "none", "gaussian", "orthogonal")
 
 
 class AdapterConfig(BaseModel):
@@ -74,8 +74,7 @@ class AdapterConfig(BaseModel):
 def save_adapters(model: nn.Module, path: str | Path) -> Path:
     """Write the hand-written adapters to a folder in PEFT's format and return it.
 
-    Both files are written whole, in a hidden folder, and then put in the place of those of an earlier adapter, one
-    after the other; other files stay.
+    Both files are written whole in a hidden folder, then they replace those of an earlier adapter. Other files stay.
 
     Raises:
         ValueError: the model has no hand-written adapters, layers differ in method, in dropout or in how they scale,
@@ -163,8 +162,11 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
             found = f"a {kind} here, and these layers go over an nn.Linear: load it with PEFT"
             missing = "which this model does not have: it is another base than the adapter's"
             raise ValueError(f"{path} adapts {name}, {found if name in modules else missing}.")
-    selected = config.selects(model) or names
-    inject.insert_layers(model, "dora" if config.use_dora else "lora", {name: config.of(name) for name in selected})
+    try:
+        selected = {name: config.of(name) for name in config.selects(model) or names}
+    except re.error as error:
+        raise ValueError(f"{path / CONFIG} holds a pattern that cannot be read ({error}): correct it.") from None
+    inject.insert_layers(model, "dora" if config.use_dora else "lora", selected)
     parameters = _all_tensors(inject.adapted_layers(model))
     if problem := _mismatch(parameters, tensors):
         inject.remove_adapters(model)
@@ -221,9 +223,7 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         config = AdapterConfig.model_validate_json((path / CONFIG).read_bytes())
     except ValidationError as error:
         raise ValueError(f"{path / CONFIG} does not describe a LoRA or DoRA adapter: {first_problem(error)}.") from None
-    if isinstance(start := config.init_lora_weights, str):
-        start = start.lower()
-    if start not in _PLAIN_STARTS:
+    if str(config.init_lora_weights).lower() not in _PLAIN_STARTS:
         raise ValueError(
             f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that can change the base: "
             "save the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."

@@ -73,8 +73,7 @@ def _tokens(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool = Fals
     except TemplateError as error:
         todo = "where it has no system role, put the rules in front of the first request"
         raise ValueError(f"The model's chat template refuses the chat ({error}): {todo}.") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def answer(

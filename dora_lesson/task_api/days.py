@@ -80,9 +80,9 @@ def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
 
 
 def _said(due: str) -> str:
-    """A day in lower case, without what may stand before it and the endings of its numbers."""
-    said = re.sub(r"[.,](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
-    return re.sub(r"\s+", " ", re.sub(r"^((on|by|for|this|the|coming)\s+)+", "", said))
+    """A day in lower case, without what may stand before it, its punctuation and the endings of its numbers."""
+    said = re.sub(r"[.,;!?](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
+    return re.sub(r"\s+", " ", re.sub(r"^((on|at|by|due|for|until|till|this|the|coming)\s+)+", "", said))
 
 
 def day_word(date: datetime.date, today: datetime.date) -> str:
@@ -104,10 +104,6 @@ def _weekday(following: str | None, name: str, today: datetime.date) -> datetime
 def _after(count: str, unit: str, today: datetime.date) -> datetime.date:
     number = int(count) if count.isdigit() else _NUMBERS.index(count) + 1 if count != "a" else 1
     return today + datetime.timedelta(number * (7 if unit.startswith("week") else 1))
-
-
-def _end_of_month(today: datetime.date) -> datetime.date:
-    return today.replace(day=calendar.monthrange(today.year, today.month)[1])
 
 
 def _day_of_month(day: str, month: str | None, year: str | None, today: datetime.date) -> datetime.date:
@@ -134,7 +130,7 @@ _DAYS: dict[str, Callable[..., datetime.date]] = {
     r"next\s+weekend": functools.partial(_weekday, "next", "saturday"),
     r"next week": functools.partial(_weekday, "next", "monday"),
     rf"in\s+(\d+|a|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
-    r"end of (?:the |this )?month": _end_of_month,
+    r"end of (?:the |this )?month": lambda today: today.replace(day=calendar.monthrange(today.year, today.month)[1]),
     r"(\d{1,2})": lambda day, today: _day_of_month(day, None, None, today),
     rf"(\d{{1,2}})\s+(?:of\s+)?{_MONTH}(?:\s+(\d{{4}}))?": _day_of_month,
     rf"{_MONTH}\s+(?:the\s+)?(\d{{1,2}})(?:\s+(\d{{4}}))?": lambda month, day, year, today: _day_of_month(

@@ -56,13 +56,16 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
     """The newest checkpoint of this run that was written to its end, or None.
 
     Raises:
-        ValueError: the folder holds another run.
+        ValueError: the folder holds another run, or does not say which.
     """
     if not (folder / RUN).is_file():
         if any(folder.glob("checkpoint-*")):  # the trainer would delete all but its own newest two
             raise ValueError(f"{folder} holds checkpoints, but not of `finetune`: choose another output_dir.")
         return None
-    recorded = json.loads((folder / RUN).read_text())
+    try:
+        recorded = dict(json.loads((folder / RUN).read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{folder / RUN} is damaged: choose another output_dir, or delete that folder.") from None
     if different := [key for key in settings if recorded.get(key) != settings[key]]:
         what = ", ".join(f"{key} {recorded.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
         raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")

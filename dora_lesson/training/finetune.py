@@ -170,11 +170,10 @@ def finetune(
             model.config.use_cache = caches  # the trainer turns it off, and it would be saved so
         curve.bar.close()
         scratch.cleanup()
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
     model.eval()
     return FineTuneResult(
         steps=steps,
-        losses=[entry["loss"] for entry in log],
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         seconds=time.perf_counter() - started,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
         trained_parameters=sum(p.numel() for p in trained.values()),
