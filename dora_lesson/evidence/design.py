@@ -74,7 +74,7 @@ class Design(BaseModel):
     bf16: bool = False
     steps: int
     batch_size: int
-    target_modules: list[str]
+    target_modules: list[str] | str
     held_out: int
     scored: int = 0
     checkpoints: int = 0

@@ -45,7 +45,7 @@ class PairedRunConfig(BaseModel):
     lora_A_std: float = Field(default=0.0, ge=0)
     full_magnitude: bool = False
     magnitude_rate: float = Field(default=1.0, ge=0)
-    target_modules: tuple[str, ...] = Field(min_length=1)
+    target_modules: tuple[str, ...] | str = Field(min_length=1)
     learning_rate: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
     steps: int = Field(ge=1)
