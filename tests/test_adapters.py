@@ -673,6 +673,12 @@ def test_a_model_merged_in_inference_mode_can_train_again():
     add_adapters(model, r=2, lora_alpha=2, target_modules=SOME)
 
 
+@pytest.mark.parametrize("act", [merge_adapters, remove_adapters, lambda layer: save_adapters(layer, "nowhere")])
+def test_a_layer_in_place_of_its_model_is_refused(act):
+    with pytest.raises(ValueError, match=r"This is a layer, where the model around it is expected"):
+        act(DoRALinear(torch.nn.Linear(4, 4), 2, 4))
+
+
 def test_an_adapter_that_is_turned_off_is_not_saved(tmp_path):
     model = with_adapters("dora")
     next(iter(adapted_layers(model).values())).scaling = 0

@@ -191,6 +191,15 @@ def test_a_folder_that_no_longer_says_which_run_it_holds_is_refused(written, tok
         finetune(a_model(), tokenizer, items, **settings, output_dir=tmp_path)
 
 
+def test_a_run_that_a_callback_stopped_says_how_far_it_came(tokenizer, items):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 2
+
+    result = finetune(a_model(), tokenizer, items, **SETTINGS, callbacks=[Stop()])
+    assert result.steps == len(result.losses) == 2
+
+
 def test_checkpoints_of_another_program_are_left_alone(tokenizer, items, tmp_path):
     for step in (100, 200, 300):
         (tmp_path / f"checkpoint-{step}").mkdir()

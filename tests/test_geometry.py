@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,7 +91,9 @@ def test_gradients_flow_and_stay_finite() -> None:
     [
         (lambda: decompose(torch.ones(3)), r"W has shape \(3,\).*matrix \(d_out, d_in\)"),
         (lambda: decompose(torch.ones(2, 2, dtype=torch.int8)), r"torch\.int8.*dequantized"),
-        (lambda: recompose(torch.ones(3), torch.ones(2, 3)), r"m has shape \(3,\).*pass m of shape \(2,\)"),
+        (lambda: recompose(torch.ones(3), torch.ones(2, 3)), r"m has shape \(3,\).*a tensor m of shape \(2,\)"),
+        (lambda: recompose([1.0, 2.0], torch.ones(2, 3)), r"m is a list"),
+        (lambda: recompose(np.ones(2), torch.ones(2, 3)), r"m is a ndarray"),
         (lambda: recompose(torch.ones(2, 1), torch.ones(2, 3)), r"m has shape \(2, 1\)"),
         (lambda: magnitude_change(torch.ones(2, 3), torch.ones(3, 2)), "the same layer before and after"),
         (lambda: direction_change(torch.ones(2, 3), torch.ones(1, 3)), "the same layer before and after"),

@@ -391,6 +391,28 @@ def test_functional_call_gradients_and_ensembles_are_those_of_the_formula() -> N
     torch.testing.assert_close(each, torch.stack([dense(layer, x).square().sum(), dense(twin, x).square().sum()]))
 
 
+@pytest.mark.parametrize("buffers", [True, False])
+def test_a_base_weight_given_for_one_call_does_not_outlive_it(buffers: bool) -> None:
+    layer, _, x, _ = twins(Case())
+    before, given = layer(x), {"base.weight": 3 * layer.base.weight.detach()}
+    given |= dict(layer.named_buffers()) if buffers else {}
+    twin = copy.deepcopy(layer)
+    twin.base.weight.data *= 3
+    twin.refresh()
+    for _ in range(2):
+        torch.testing.assert_close(functional_call(layer, given, (x,)), twin(x))
+    torch.testing.assert_close(layer(x), before)
+    torch.testing.assert_close(layer._W2, layer.base.weight.square().sum(dim=1))  # what a compiled layer reads
+
+
+def test_the_norm_is_a_constant_in_forward_mode_too() -> None:
+    ours, theirs, x, _ = twins(Case())
+    found = torch.func.jacfwd(lambda B: functional_call(ours, {"lora_B": B}, (x,)))(ours.lora_B.detach())
+    name = next(name for name, _ in theirs.named_parameters() if ".lora_B" in f".{name}")
+    expected = torch.func.jacfwd(lambda B: functional_call(theirs, {name: B}, (x,)))(ours.lora_B.detach())
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_second_backward_pass_is_that_of_the_formula() -> None:
     layer, _, x, _ = twins(Case())
     found = []
@@ -586,6 +608,18 @@ def test_compiles_to_one_graph_without_compiling_again_from_layer_to_layer(train
                 torch.testing.assert_close(g, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_layer_follows_a_base_that_trains_too() -> None:
+    torch._dynamo.reset()
+    layer, _, x, _ = twins(Case(dtype=torch.float32))
+    layer.base.weight.requires_grad_(True)
+    forward = torch.compile(lambda x: layer(x), fullgraph=True)
+    forward(x).sum().backward()
+    with torch.no_grad():
+        layer.base.weight *= 2
+    torch.testing.assert_close(forward(x), layer(x))
+
+
 class Ops(TorchDispatchMode):
     """Notes the operations that compute; views, and questions of dtype, do not."""
 
@@ -719,6 +753,8 @@ def test_a_base_that_trains_too_is_followed_by_the_norm() -> None:
         optimizer.step()
         optimizer.zero_grad()
     trained = layer(x).detach()
+    torch.testing.assert_close(copy.deepcopy(layer)(x).detach(), trained)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x).detach(), trained)
     layer.refresh()
     torch.testing.assert_close(trained, layer(x).detach())
 

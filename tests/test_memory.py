@@ -240,6 +240,48 @@ def test_measure_sees_what_is_made_and_freed_in_between() -> None:
     assert measured.rose == pytest.approx(8000, abs=32)
 
 
+@pytest.mark.parametrize("gradients_go", ["before", "after"])
+def test_the_gradients_of_the_last_step_are_counted_until_they_go(gradients_go: str) -> None:
+    model, x = torch.nn.Linear(1000, 1000, bias=False), torch.randn(4, 1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        if gradients_go == "before":
+            optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        if gradients_go == "after":
+            optimizer.zero_grad()
+
+    step()
+    assert measure_peak_memory(step, model, optimizer).total == pytest.approx(8e6, rel=0.01)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_estimate_is_the_same_whether_the_caller_records_gradients_or_not(mode, monkeypatch) -> None:
+    monkeypatch.setattr("dora_lesson.memory.estimate._remembered", {})
+    with mode():
+        without = estimate(llama_config("smollm2-135m"), "lora", batch_size=1, sequence_length=64)
+    monkeypatch.setattr("dora_lesson.memory.estimate._remembered", {})
+    assert estimate(llama_config("smollm2-135m"), "lora", batch_size=1, sequence_length=64) == without
+    assert without.parts["activations"] > 0
+
+
+def test_each_attention_has_an_estimate_of_its_own() -> None:
+    size = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 1000,
+    }
+    sdpa, eager = (
+        estimate(LlamaConfig(**size, attn_implementation=name), "lora", batch_size=1, sequence_length=512)
+        for name in ("sdpa", "eager")
+    )
+    assert eager.parts["activations"] > 2 * sdpa.parts["activations"]  # it keeps the scores of all pairs of tokens
+
+
 def test_held_bytes_count_tied_weights_once() -> None:
     tied, untied = (held_bytes(small_llama(tie_word_embeddings=t))["weights"] for t in (True, False))
     assert untied - tied == 64 * 32 * 4
@@ -258,5 +300,9 @@ def test_layers_are_timed_by_name_and_what_cannot_be_timed_is_refused() -> None:
             benchmark_interleaved(none, x)
     with pytest.raises(ValueError, match=r"torch\.int64, which has no gradient"):
         benchmark_interleaved(layers, x.long())
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\) and dtype torch.float32, which one does not take"):
+        benchmark_interleaved(layers, x[:, :3])
+    with pytest.raises(ValueError, match=r"dtype torch.float64, which one does not take"):
+        benchmark_interleaved(layers, x.double())
     with pytest.raises(ValueError, match=r"the shapes \[\(2, 3\), \(2, 5\)\]"):
         benchmark_interleaved(layers | {"wide": torch.nn.Linear(4, 5)}, x)

@@ -300,6 +300,24 @@ def test_disturbed_layers_answer_alike_with_and_without_a_cache(tokenizer, items
     assert answer(model, tokenizer, items, max_new_tokens=4, batch_size=1) == first
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_beams": 4},
+        {"repetition_penalty": 9.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ],
+)
+def test_answers_are_greedy_whatever_the_models_own_settings_say(setting, tokenizer, items):
+    model = small_llama(vocab_size=49152, tie_word_embeddings="num_beams" not in setting)  # a tied one repeats itself
+    plain = answer(model, tokenizer, items, max_new_tokens=8)
+    for name, value in setting.items():
+        setattr(model.generation_config, name, value)
+    assert answer(model, tokenizer, items, max_new_tokens=8) == plain
+    assert model.generation_config.to_dict()[name] == value
+
+
 # Adapters of other kinds and dtypes.
 
 

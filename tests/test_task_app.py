@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dora_lesson import Assistant, Task, TaskList, resolve, widgets
 from dora_lesson.task_api.calls import call_schema, validate_call
 from dora_lesson.task_api.days import clock, day_word
+from tests.conftest import ROOT
 
 THURSDAY = datetime.date(2026, 3, 12)
 
@@ -58,6 +60,17 @@ THURSDAY = datetime.date(2026, 3, 12)
 )
 def test_a_day_is_read_as_it_is_said(due, date):
     assert resolve(due, THURSDAY) == datetime.date.fromisoformat(date)
+
+
+def test_days_are_in_english_whatever_the_computers_locale():
+    """Another locale is not on every machine, so the code is read: nothing in it asks for names that follow one."""
+    for path in (ROOT / "dora_lesson").rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        assert not re.search(r"%[aAbBpcxX]\b|(day|month)_(name|abbr)", code), path
+    assert (
+        TaskList([], THURSDAY).messages("x")[0]["content"].startswith("You are TaskMaster. Today is Thursday 12 March.")
+    )
+    assert TaskList([Task("call", THURSDAY)]).table().loc["1", "due"] == "Thursday 12 March 2026"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from dora_lesson.adapters.kept import Kept, has_memory
+from dora_lesson.adapters.kept import Kept
 from dora_lesson.adapters.linear4bit import (
     frozen_product,
     frozen_weight,
@@ -66,7 +66,7 @@ class DoRALinear(LoRALinear):
         else:
             xW = frozen_product(self.base, dropped)
         z = self._add_update(xW, dropped)  # dropout(x) Vᵀ, (..., d_out)
-        y = (z * (_wide(self.magnitude) / norm)).to(xW.dtype)
+        y = (z * (_wide(self.magnitude) / norm.detach())).to(xW.dtype)  # a constant in forward mode too
         if dropped is not x:
             return self.base(x) + (y - xW)
         return y if bias is None else y.add_(bias.to(y.dtype))
@@ -107,23 +107,20 @@ class DoRALinear(LoRALinear):
         """Take ‖W‖ anew and forget ‖V‖: needed only after a write that autograd does not see, as through `.data`."""
         self._W2_of.drop()
         self._norm_of_answers.drop()
-        self._squares()
+        self._W2 = self._squares()
 
     @torch.no_grad()
     def _squares(self) -> Tensor:
         """‖W‖² per row, (d_out,), in float32 at least."""
-        W = self.base.weight
-        frozen = not W.requires_grad  # the fused steps of a base that trains too are not counted as writes
-        if torch.compiler.is_compiling() or (frozen and self._W2_of.get(W)):
-            return self._W2
-        with torch.inference_mode(False):
+        W, compiling = self.base.weight, torch.compiler.is_compiling()
+        # The fused steps of a base that trains too are not counted as writes.
+        if not W.requires_grad and (kept := self._W2 if compiling else self._W2_of.get(W)) is not None:
+            return kept
+        with torch.inference_mode(False), torch.no_grad():
             dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
             norms = [vector_norm(rows, dim=1, dtype=dtype) for rows in frozen_weight(self.base).split(512)]
             W2 = torch.cat(norms).square()
-        if has_memory(W):
-            self._W2 = W2
-            self._W2_of.put(True, W)
-        return W2
+        return W2 if compiling else self._W2_of.put(W2, W)
 
     def _effective(self, W: Tensor) -> Tensor:
         """m / ‖V‖ · V, (d_out, d_in)."""

@@ -38,8 +38,9 @@ def recompose(m: Tensor, V: Tensor) -> Tensor:
         ValueError: `V` is not a floating-point matrix, or `m` does not hold one magnitude per row of `V`.
     """
     _require_matrices(V=V)
-    if m.shape != V.shape[:1]:
-        raise ValueError(f"m has shape {tuple(m.shape)}, but V has {len(V)} rows: pass m of shape ({len(V)},).")
+    if not isinstance(m, Tensor) or m.shape != V.shape[:1]:
+        found = f"has shape {tuple(m.shape)}" if isinstance(m, Tensor) else f"is a {type(m).__name__}"
+        raise ValueError(f"m {found}, but V has {len(V)} rows: pass a tensor m of shape ({len(V)},).")
     return m[:, None] * V
 
 

@@ -190,6 +190,8 @@ def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
     """`adapted_layers`, of which there must be some."""
     if not (layers := adapted_layers(model)):
         raise ValueError("The model has no hand-written adapters: add them first, or use PEFT's methods for PEFT's.")
+    if "" in layers:
+        raise ValueError("This is a layer, where the model around it is expected: pass that, or call layer.merge().")
     return layers
 
 

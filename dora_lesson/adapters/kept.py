@@ -37,18 +37,12 @@ class Kept:
         return Kept, ()
 
 
-def has_memory(t: Tensor) -> bool:
-    """Whether the tensor holds numbers of its own, as those inside `torch.func` and fake ones do not."""
-    try:
-        return t.data_ptr() is not None
-    except RuntimeError:
-        return False
-
-
 def _state(t: Tensor | float) -> Any:
     """Where the tensor lies, as what, and how often it was written to; equal to nothing where it has no memory."""
     if not isinstance(t, Tensor):
         return t
-    if not has_memory(t):
+    try:
+        place = t.data_ptr()
+    except RuntimeError:  # a tensor inside `torch.func`, or a fake one, holds no numbers of its own
         return object()
-    return t.data_ptr(), t.shape, t.stride(), t.dtype, 0 if t.is_inference() else t._version
+    return place, t.shape, t.stride(), t.dtype, 0 if t.is_inference() else t._version

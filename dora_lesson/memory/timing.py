@@ -26,7 +26,8 @@ from dora_lesson.models.load import default_device, has_bfloat16
 def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:
     """Median seconds of a forward and backward pass of each layer, the layers taking turns.
 
-    Taking turns lets whatever else the machine does hit all layers alike: compare ratios within one call.
+    Taking turns lets whatever else the machine does hit all layers alike: compare ratios within one call. Gradients
+    that the layers hold are dropped.
 
     Args:
         layers: name to layer; all map x (..., d_in) to the same shape.
@@ -42,8 +43,13 @@ def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int =
     if not x.is_floating_point():
         raise ValueError(f"x holds {x.dtype}, which has no gradient: pass floating-point numbers.")
     x = x.detach().requires_grad_()
-    with torch.no_grad():
-        outputs = {name: layer(x) for name, layer in layers.items()}
+    outputs = {}
+    for name, layer in layers.items():
+        try:
+            outputs[name] = layer(x).detach()
+        except RuntimeError as error:
+            takes = f"x has shape {tuple(x.shape)} and dtype {x.dtype}, which {name} does not take"
+            raise ValueError(f"{takes} ({str(error).splitlines()[0]}): pass an x that all layers take.") from None
     if len(shapes := {tuple(y.shape) for y in outputs.values()}) > 1:
         raise ValueError(f"The layers map x to the shapes {sorted(shapes)}: time layers of one shape together.")
     dy = torch.randn_like(next(iter(outputs.values())))

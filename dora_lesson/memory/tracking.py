@@ -114,7 +114,7 @@ def measure_peak_memory(
         step()
         torch.cuda.synchronize(device)
         return Peak(held, torch.cuda.max_memory_allocated(device) - before)
-    with _Alive() as alive:
+    with _Alive([p.grad for p in model.parameters() if p.grad is not None]) as alive:
         step()
     return Peak(held, alive.peak)
 
@@ -155,23 +155,33 @@ def free_bytes(device: torch.device) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Follows the bytes of storages made while it is on, until each is freed, and their peak."""
+    """Follows the bytes above those at its start, and their peak: it sees what is made, and what is freed of it.
 
-    def __init__(self) -> None:
+    It also sees when one of `there` is freed, tensors that were made before, such as the last step's gradients.
+    """
+
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.followed: dict[int, int] = {}
+        for t in there:
+            self._follow(t)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for t in _made(out, args, kwargs):
-            key, storage = _storage(t), t.untyped_storage()
-            if key not in self.followed:
-                self.followed[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, key)
+            self.now += self._follow(t)
+            self.peak = max(self.peak, self.now)
         return out
+
+    def _follow(self, t: Tensor) -> int:
+        """The bytes of the tensor's storage, which is followed from now on; 0 if it was before."""
+        key, storage = _storage(t), t.untyped_storage()
+        if key in self.followed:
+            return 0
+        self.followed[key] = storage.nbytes()
+        weakref.finalize(storage, self._freed, key)
+        return storage.nbytes()
 
     def _freed(self, key: int) -> None:
         self.now -= self.followed.pop(key)

@@ -67,11 +67,13 @@ def _keep_norm(layer: DoRALinear, device: torch.device) -> None:
     """Hold on to ‖W‖ from before FSDP shards W, which changes its memory at every step and its values never."""
     layer._W2 = layer._W2.to(device)
     layer._W2_of = _Always()
+    layer._W2_of.put(layer._W2)
 
 
 class _Always(Kept):
-    def get(self, *sources: torch.Tensor | float) -> bool:
-        return True
+    def get(self, *sources: torch.Tensor | float) -> torch.Tensor:
+        assert self._held is not None
+        return self._held[2]
 
 
 def _keep_quant_state(layer: Any, device: torch.device) -> None:

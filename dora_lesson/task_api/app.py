@@ -10,7 +10,7 @@ from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call, read_call, reply_text
 from dora_lesson.task_api.chats import answer
-from dora_lesson.task_api.days import as_date, clock, day_word, first_and_last
+from dora_lesson.task_api.days import as_date, clock, day_word, first_and_last, long_date
 from dora_lesson.task_api.words import content_words
 
 
@@ -59,7 +59,7 @@ class TaskList:
 
     def messages(self, request: str) -> list[dict[str, str]]:
         """The chat in which the assistant is asked: who it is, today, the numbered list, and the request."""
-        lines = [f"You are TaskMaster. Today is {self.today:%A} {self.today.day} {self.today:%B}."]
+        lines = [f"You are TaskMaster. Today is {long_date(self.today)}."]
         lines += [f"{number}. {task.line(self.today)}" for number, task in enumerate(self.open, start=1)]
         system = "\n".join(lines if self.open else [*lines, "No open tasks."])
         return [{"role": "system", "content": system}, {"role": "user", "content": request}]
@@ -115,8 +115,8 @@ class TaskList:
 
         columns = ["task", "title", "due", "time", "priority"]
         numbered = [*((str(i), task) for i, task in enumerate(self.open, start=1)), *(("done", t) for t in self.done)]
-        day = "%a %d %b %Y"
-        rows = [[n, t.title, f"{t.due:{day}}" if t.due else "", t.time or "", t.priority or ""] for n, t in numbered]
+        due = {t: f"{long_date(t.due)} {t.due.year}" if t.due else "" for _, t in numbered}
+        rows = [[n, t.title, due[t], t.time or "", t.priority or ""] for n, t in numbered]
         return pd.DataFrame(rows, columns=columns).set_index("task")
 
     def __repr__(self) -> str:

@@ -10,6 +10,10 @@ from dora_lesson.adapters.linear4bit import restore_packed_bytes
 from dora_lesson.core import whole
 from dora_lesson.task_api.dataset import Item, is_chat, require_items
 
+# Without these a model's own generation_config may search beams, or punish words that the list and the call share.
+_GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}
+_GREEDY |= {"no_repeat_ngram_size": 0}
+
 
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int = 1024) -> dict[str, list[int]]:
     """Token ids of a chat, with labels on the assistant's last message and the token that ends its turn alone.
@@ -98,8 +102,7 @@ def answer(
 
     batch_size, max_new_tokens = whole(batch_size=batch_size, max_new_tokens=max_new_tokens)
     chats = [item["messages"] for item in require_items(items)]
-    asked = [chat[:-1] if chat[-1]["role"] == "assistant" else chat for chat in chats]
-    prompts = [_tokens(tokenizer, chat, ask=True) for chat in asked]
+    prompts = [_tokens(tokenizer, c[:-1] if c[-1]["role"] == "assistant" else c, ask=True) for c in chats]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, and the same for every model
     replies = [""] * len(prompts)
     device = next(model.parameters()).device
@@ -115,7 +118,7 @@ def answer(
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
             limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "eos_token_id": ends}
             with torch.inference_mode():
-                out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **limits)
+                out = model.generate(input_ids=ids, attention_mask=mask, **limits, **_GREEDY)
             for i, tokens in zip(indices, out[:, width:].tolist(), strict=True):
                 replies[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     finally:

@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-WEEKDAYS = [day.lower() for day in calendar.day_name]
-MONTHS = [month.lower() for month in calendar.month_name][1:]
+from dora_lesson.task_api.words import WORDS
+
+# In English whatever the computer's locale, which `calendar` and `strftime` follow.
+WEEKDAYS, MONTHS = WORDS["weekdays"], WORDS["months"]
 _HOURS = {"noon": "12:00", "midnight": "00:00"}
 _NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -93,6 +95,11 @@ def day_word(date: datetime.date, today: datetime.date) -> str:
     if 1 < days < 7:
         return WEEKDAYS[date.weekday()]
     return f"{date.day} {MONTHS[date.month - 1]}" if 0 < days < 365 else date.isoformat()
+
+
+def long_date(date: datetime.date) -> str:
+    """A date in full, but for its year: "Monday 2 March"."""
+    return f"{WEEKDAYS[date.weekday()]} {date.day} {MONTHS[date.month - 1]}".title()
 
 
 def _weekday(following: str | None, name: str, today: datetime.date) -> datetime.date:

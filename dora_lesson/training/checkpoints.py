@@ -95,8 +95,7 @@ def describe_run(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str
 
 
 def _some_numbers(p: torch.Tensor) -> list[float]:
-    flat = p.detach().reshape(-1)
-    picked = flat[:: max(1, flat.numel() // 8)][:8]
+    picked = p.detach().reshape(-1)[:: max(1, p.numel() // 8)][:8]
     return [float(x) for x in picked.float().cpu()]
 
 

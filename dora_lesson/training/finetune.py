@@ -29,7 +29,7 @@ from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, dig
 class FineTuneResult:
     """What `finetune` did."""
 
-    steps: int
+    steps: int  # those done: a callback may have stopped the run
     losses: list[float]  # of each step, mean nats a token; those before a resumption too
     seconds: float  # of this call alone
     peak_memory_bytes: int  # of this call alone: of the GPU, else of the process
@@ -172,7 +172,7 @@ def finetune(
         scratch.cleanup()
     model.eval()
     return FineTuneResult(
-        steps=steps,
+        steps=trainer.state.global_step,
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         seconds=time.perf_counter() - started,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else curve.peak,
