@@ -629,7 +629,7 @@ def test_what_is_packed_after_the_merge_is_not_said_to_be_too_large_for_the_card
     assert "merged, then packed" in costs[1] and not {"merged", "merged elsewhere"} & costs[1]
 
 
-@pytest.mark.parametrize(("priority", "why"), [("memory", "memory is first"), ("quality", "leaves room enough")])
+@pytest.mark.parametrize(("priority", "why"), [("memory", "memory is first"), ("quality", "leaves more room")])
 def test_8_bit_states_are_told_with_their_own_reason(priority: str, why: str) -> None:
     (reason,) = [each for each in recommend(12, BIG, priority).reasons if each.name == "8-bit AdamW"]
     assert why in reason.text

@@ -70,7 +70,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps is 0"),
     ({"steps": True}, "steps is True"),
     ({"extra": 1}, "extra is not a known key"),
-    ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
+    ({"target_modules": 7}, "target_modules"),
     ({"target_modules": []}, "target_modules is"),
     ({"seeds": [1, 1]}, "must all differ"),
     ({"seeds": []}, r"seeds is \[\]"),

@@ -72,7 +72,7 @@ def reasons(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
         yield finding("apple")
         yield rule("shared memory")
     if setup.optimizer == "adamw_8bit" != request.optimizer:
-        tight = "no setting with AdamW in float32 leaves room enough"
+        tight = "no setting with AdamW in float32 leaves more room"
         yield rule("8-bit AdamW", why="memory is first" if request.priority == "memory" else tight)
     yield from _why_dora(setup) if setup.is_dora else _why_not_dora(request, setup)
 

@@ -17,6 +17,7 @@ from dora_lesson.advisor.recommend import Recommendation, as_call
 from dora_lesson.advisor.request import Request
 from dora_lesson.advisor.text import question
 from dora_lesson.core import ADAPTERS, DATA, METHODS
+from dora_lesson.evidence.published import load_published
 
 NAME = "llmops-fine-tuner"
 MODELS = ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "llama-3.1-70b")  # whose smallest cards are tabled
@@ -88,6 +89,7 @@ def skill_text(
         headline=recommendation.headline,
         about=about or "not written down: add model, rank, steps and data, or leave these results out",
         again=as_call(request),
+        above=load_published("memory/above the estimate %"),
         cards="\n".join(_cards(request, name) for name in MODELS),
         results=_bullets(interpret(a, b, items=items, names=names)),
         configuration=_configuration(recommendation),
