@@ -70,7 +70,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps is 0"),
     ({"steps": True}, "steps is True"),
     ({"extra": 1}, "extra is not a known key"),
-    ({"target_modules": 7}, "target_modules"),
+    ({"target_modules": 7}, r"target_modules\.list\[str\] is 7"),
     ({"target_modules": []}, "target_modules is"),
     ({"seeds": [1, 1]}, "must all differ"),
     ({"seeds": []}, r"seeds is \[\]"),

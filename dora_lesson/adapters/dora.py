@@ -109,7 +109,6 @@ class DoRALinear(LoRALinear):
         self._norm_of_answers.drop()
         self._W2 = self._squares()
 
-    @torch.no_grad()
     def _squares(self) -> Tensor:
         """‖W‖² per row, (d_out,), in float32 at least."""
         W, compiling = self.base.weight, torch.compiler.is_compiling()

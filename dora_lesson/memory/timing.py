@@ -46,7 +46,8 @@ def benchmark_interleaved(layers: dict[str, nn.Module], x: Tensor, rounds: int =
     outputs = {}
     for name, layer in layers.items():
         try:
-            outputs[name] = layer(x).detach()
+            with torch.no_grad():
+                outputs[name] = layer(x)
         except RuntimeError as error:
             takes = f"x has shape {tuple(x.shape)} and dtype {x.dtype}, which {name} does not take"
             raise ValueError(f"{takes} ({str(error).splitlines()[0]}): pass an x that all layers take.") from None

@@ -8,7 +8,7 @@ import re
 
 from dora_lesson.task_api.calls import Call, call_lines, find_call, reply_text, text_lines, validate_call
 from dora_lesson.task_api.dataset import Item, reference_call
-from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, long_date, resolve
+from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, resolve
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
 _REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
@@ -98,7 +98,7 @@ def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], toda
         for day in [*days]:
             with contextlib.suppress(ValueError):
                 date = resolve(day, today)
-                weekday, _, month = long_date(date).lower().split()
+                weekday, month = WEEKDAYS[date.weekday()], MONTHS[date.month - 1]
                 days |= {day_word(date, today), weekday, f"{date.day}", f"{date.day} {month}"}
     times = set().union(*_named_times(known.lower()))
     return not {*_named_days(said)} <= days or any(not readings & times for readings in _named_times(said))
