@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, GPT2Config
+from transformers import (
+    BertConfig,
+    Gemma3Config,
+    GPT2Config,
+    Llama4Config,
+    LlamaConfig,
+    NemotronConfig,
+    Qwen2_5_VLConfig,
+)
 
 from dora_lesson import estimate
-from dora_lesson.advisor import request as request_module
+from dora_lesson.advisor import model as model_module
 from dora_lesson.advisor.changes import CONSTRAINTS, Change, find_changes
 from dora_lesson.advisor.memory_fit import usable_bytes
 from dora_lesson.advisor.recommend import as_call, recommend, recommend_for
@@ -30,7 +39,7 @@ from dora_lesson.core import ADAPTERS, METHODS
 from dora_lesson.memory.shapes import llama_config
 from tests.test_adapters import small_llama
 
-BIG = "llama-3.1-8b"
+BIG, OWNED = "llama-3.1-8b", "meta-llama/Llama-3.1-8B"
 LEAVES: list[tuple[str | None, dict[str, Any]]] = [
     # the plain tree
     ("DoRA", {"vram_gb": 24}),
@@ -124,6 +133,9 @@ def runs() -> dict[tuple[Any, ...], dict[str, Any]]:
     return kinds
 
 
+# Put around a script's line that lets the trained model go.
+BEFORE = "epochs, held = trainer.state.epoch, [weakref.ref(p) for n, p in model.named_parameters() if 'proj' in n]\n"
+AFTER = "\nheld = [weight for weight in held if weight() is not None]\n"
 CHATS = [("Where is the ferry?", "At pier 3."), ("When does it leave?", "At six."), ("Long?", "Yes. " * 600)]
 
 
@@ -157,12 +169,15 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
         found = recommend(**{"model": BIG} | constraints)
         script = found.script(data="my chats.jsonl", base=small_model, steps=2)
-        names: dict[str, Any] = {}
+        names: dict[str, Any] = {"weakref": weakref}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".gradient_checkpointing")
-            exec(compile(script, "train.py", "exec"), names)
+            watched = re.sub(r"(?m)^del trainer, model\ngc.collect.*", lambda line: BEFORE + line[0] + AFTER, script)
+            exec(compile(watched, "train.py", "exec"), names)
         printed = capsys.readouterr().out
         assert "passes over 9 of 15" in printed and "trainable params" in printed
+        passes = re.search(r"([\d.]+) passes", printed)
+        assert passes and float(passes[1]) == pytest.approx(names["epochs"], abs=0.05)
         assert len(names["chats"]) == 9 and re.search(r"held-out loss \d+\.\d+", printed)
         # All but the reply and its end is masked.
         learned = names["tokenizer"].decode([i for i in names["chats"][0]["labels"] if i != -100])
@@ -184,7 +199,9 @@ def test_the_script_runs_as_it_is_from_chats_to_an_answer(
         assert (tmp_path / "merged" / "model.safetensors").is_file() == merged
         four_bit = "Linear4bit" in {type(module).__name__ for module in names["model"].modules()}
         packed = found.request.packed == "nf4"
-        assert four_bit == (packed or (METHODS[method].four_bit and not came_packed and not merged)), constraints
+        beside_nf4 = METHODS[method].four_bit and not came_packed and found.request.inference == "4-bit"
+        assert four_bit == (packed or beside_nf4), constraints
+        assert names["held"] == [], "the trained base is still in memory beside the next"
         assert hasattr(names["model"], "peft_config") != merged
 
 
@@ -205,8 +222,16 @@ def test_a_script_fits_a_screen_and_names_what_it_was_asked_for() -> None:
         assert any("merge_and_unload" in line for line in lines) == merges
         assert ("accelerate launch" in start[1]) == several and ("python train.py" in start[0]) != several
         (loading,) = [line for line in lines if "from_pretrained(BASE, " in line][:1]
-        place = 'device_map="auto"' if not several else 'device_map="cpu"' if constraints["trainer"] == "fsdp" else ""
+        processor = constraints.get("device") == "cpu" or constraints.get("trainer") == "fsdp"
+        place = 'device_map="cpu"' if processor else "" if several else "device_map=place"
         assert place in loading and ("device_map" in loading) == bool(place)
+
+
+@pytest.mark.parametrize("given", [{"data": None}, {"data": 5}, {"data": " "}, {"base": 7}])
+def test_a_script_without_a_name_for_its_data_or_base_is_refused(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name} is .*, but the name of a file or a model is expected"):
+        recommend(12, BIG).script(**given)
 
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5, "many"])
@@ -413,10 +438,16 @@ def test_dora_is_named_as_a_candidate_beside_lora() -> None:
 
 
 def test_steps_and_warm_up_follow_from_the_number_of_examples() -> None:
-    for examples, steps, epochs, warmup in [(50, 100, 35.6, 10), (607, 100, 2.9, 10), (16_201, 1001, 1.0, 100)]:
+    # The trainer ends a step where a pass ends: 4 chats of 16 to a step, 45 in three steps.
+    for examples, steps, epochs, warmup in [
+        (4, 100, 100.0, 10),
+        (50, 100, 33.3, 10),
+        (607, 100, 2.9, 10),
+        (16_201, 1001, 1.0, 100),
+    ]:
         (sentence,) = [each.text for each in recommend(24, BIG, examples=examples).cost if each.name == "schedule"]
         assert sentence == (
-            f"{steps} steps of 16 sequences, {warmup} of them warm-up: {epochs} passes over "
+            f"{steps} steps of up to 16 sequences, {warmup} of them warm-up: {epochs} passes over "
             f"{examples - examples // max(10, examples // 200):,} examples"
         )
     few = [[each.name for each in recommend(24, BIG, examples=n).cost] for n in (50, 607)]
@@ -612,6 +643,14 @@ def test_a_folder_of_another_model_is_refused(config: Any, tmp_path: Path, monke
     ({"vram_gb": 16e9}, "vram_gb is 16000000000.0, but"),
     ({"model": "llama-9"}, "model is 'llama-9', but a folder, a model of the hub with its owner"),
     ({"model": 8}, "model is a int, but a name"),
+    ({"model": "x" * 300}, "but a folder, a model of the hub with its owner"),
+    ({"model": "llama 70b"}, "Do you mean llama-3.1-70b?"),
+    ({"model": Qwen2_5_VLConfig()}, "multimodal model, which is not counted here: take a language model alone"),
+    ({"model": Gemma3Config()}, "multimodal model, which is not counted here: pass its text_config"),
+    ({"model": Llama4Config()}, "multimodal model, which is not counted here: take a language model alone"),
+    ({"model": NemotronConfig()}, "model is a NemotronConfig, but a Llama"),
+    ({"model": LlamaConfig(hidden_act="none")}, "LlamaConfig makes no model"),
+    ({"examples": 10**400}, "examples is larger than any there is"),
     ({"sequence_length": 0}, "sequence_length is 0"),
     ({"trainer": "fsdp", "optimizer": "adamw_8bit"}, "optimizer is 'adamw_8bit', which stops at the tensors"),
 ])  # fmt: skip
@@ -619,6 +658,26 @@ def test_bad_input_is_one_sentence(constraints: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         recommend(**{"vram_gb": 24, "model": BIG} | constraints)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["Llama-2-13b", "llama-3.1-405b", "smollm2-360m", "https://huggingface.co/meta-llama"])
+def test_no_model_of_another_size_is_suggested(name: str) -> None:
+    with pytest.raises(ValueError, match="but a folder") as raised:
+        recommend(24, name)
+    assert "Do you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [
+    f" {OWNED}\n", f"huggingface.co/{OWNED}", f"hf.co/{OWNED}/tree/main", f"https://huggingface.co/{OWNED}?library=peft",
+])  # fmt: skip
+def test_a_name_is_read_as_it_was_copied(name: str) -> None:
+    assert request(24, name).model_id == OWNED
+
+
+def test_a_question_asked_again_is_the_same_question() -> None:
+    for vram_gb in (24, 18.87654321, np.float32(11.9)):
+        asked = request(vram_gb, BIG, bfloat16=np.False_)
+        assert eval(as_call(asked), {"recommend": recommend}).request == asked
 
 
 def test_what_is_packed_after_the_merge_is_not_said_to_be_too_large_for_the_card() -> None:
@@ -658,7 +717,7 @@ def test_each_process_knows_its_gpu_before_it_loads_the_base() -> None:
 def test_a_step_has_the_sequences_that_are_told(gpus: int, asked: int, size: int) -> None:
     found = recommend(24, "llama-3.2-1b", trainer="fsdp", gpus=gpus, effective_batch_size=asked, examples=100 * size)
     assert found.setup is not None and found.setup.sequences(gpus) == size
-    assert any(each.text.startswith(f"100 steps of {size} sequences") for each in found.cost)
+    assert any(each.text.startswith(f"100 steps of up to {size} sequences") for each in found.cost)
     assert f"-(-len(chats) // {size})" in found.script()
 
 
@@ -671,6 +730,26 @@ def test_a_processor_trains_in_float32_and_is_told_the_hours() -> None:
     found = recommend(16, "llama-3.2-1b", device="cpu")
     assert "dtype=torch.float32" in found.script() and "bfloat16" not in str(found)
     assert re.search(r"about [\d.]+ minutes, and [\d.]+ hours for 100 steps", str(found))
+
+
+def test_a_script_for_a_processor_stays_there_whatever_the_machine_has() -> None:
+    for changed in ({}, {"inference": "4-bit"}, {"inference": "unmerged"}, {"packed": "nf4"}):
+        script = recommend(16, "llama-3.2-1b", device="cpu", **changed).script()
+        assert "use_cpu=True" in script and {*re.findall(r"device_map=[^,)\n]+", script)} == {'device_map="cpu"'}
+
+
+def test_what_is_served_over_16_bits_is_asked_over_16_bits() -> None:
+    found = recommend(12, BIG, inference="unmerged", server="vllm")
+    assert found.method == "QLoRA" and "served unpacked" in [reason.name for reason in found.reasons]
+    training, asking = found.script().split("del trainer")
+    assert "quantization_config=packing" in training and "quantization_config" not in asking
+    beside = recommend(12, BIG, inference="4-bit").script().split("del trainer")[1]
+    assert "device_map=place, quantization_config=packing" in beside
+
+
+def test_a_base_that_came_packed_as_awq_is_trained_in_float16() -> None:
+    script = recommend(24, BIG, base_format="awq", inference="4-bit").script()
+    assert "dtype=torch.float16" in script and "fp16=" in script and "bf16" not in script
 
 
 def test_a_base_checkpoint_is_told_from_an_instruct_one() -> None:
@@ -739,6 +818,6 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_an_18b_is_no_8b(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(request_module, "hub_config", lambda name: asked.append(name) or llama_config(BIG))
+    monkeypatch.setattr(model_module, "hub_config", lambda name: asked.append(name) or llama_config(BIG))
     recommend(24, "somebody/Llama-3-18B")
     assert asked == ["somebody/Llama-3-18B"]

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -103,6 +104,10 @@ def test_the_recorded_runs_are_a_case() -> None:
     ({"minutes": None}, 100, "'minutes' is None, but a list"),
     ({"minutes": [math.inf]}, 100, "'minutes' is [inf], but a list"),
     ({"task accuracy": [math.nan]}, 100, "'task accuracy' is [nan], but a list"),
+    ({"task accuracy": "010"}, 100, "'task accuracy' is '010', but a list"),
+    ({"task accuracy": [True]}, 100, "'task accuracy' is [True], but a list"),
+    ({"task accuracy": np.full((500, 2), 2.0)}, 100, "but a list with one number for each seed"),
+    ({"minutes": [1, 2]}, 100, "minutes has 2 and 1 values, but pairs are expected"),
     ({}, 0, "items is 0"),
     ({}, True, "items is True"),
 ])  # fmt: skip
@@ -113,7 +118,12 @@ def test_bad_scores_are_one_sentence(a: dict[str, Any], items: int, message: str
 
 
 def test_scores_may_be_arrays_and_must_be_a_dict() -> None:
-    arrays = {name: np.array(values) for name, values in ONE[0].items()}
-    assert interpret(arrays, ONE[1], items=100) == interpret(*ONE, items=100)
-    with pytest.raises(ValueError, match="but a dict is expected"):
-        interpret([7.0], ONE[1], items=100)  # type: ignore[arg-type]
+    for a, b in (ONE, recorded_case()):
+        arrays = {name: np.array(values) for name, values in a.items()}
+        assert interpret(arrays, b, items=100) == interpret(a, b, items=100)  # type: ignore[arg-type]
+    for other in ([7.0], pd.DataFrame(ONE[0])):
+        with pytest.raises(ValueError, match=r"^[^\n]*but a dict is expected[^\n]*$"):
+            interpret(other, ONE[1], items=100)  # type: ignore[arg-type]
+    for names in (("LoRA",), None, "AB"):
+        with pytest.raises(ValueError, match="but the names of two methods are expected"):
+            interpret(*ONE, items=100, names=names)  # type: ignore[arg-type]

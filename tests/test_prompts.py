@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dora_lesson import recommend
 from dora_lesson.advisor.prompts import learning, prompts
+from dora_lesson.advisor.skill import write_skill
 from tests.test_interpret import ONE
 
 
@@ -36,3 +39,16 @@ def test_the_three_prompts_carry_the_readers_numbers() -> None:
         assert f"- machine: {machine}" in text and f"on {chats} chats" in text
     nothing = prompts(*ONE, recommend(5, "llama-3.1-8b"), items=204)
     assert "none: nothing fits" in nothing["Configure for my case"]
+
+
+def test_what_no_prompt_or_skill_can_be_written_from_is_refused_in_a_sentence() -> None:
+    found = recommend(12, "llama-3.1-8b")
+    for chats in (0, -5, "many"):
+        with pytest.raises(ValueError, match=r"chats is .*, but a whole number from 1 is expected"):
+            prompts(*ONE, found, items=204, chats=chats)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="recommendation is a str, but what recommend"):
+        prompts(*ONE, "QDoRA", items=204)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="recommendation is a NoneType, but what recommend"):
+        write_skill("skills", None, *ONE, items=204)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="folder is None, but the name of a folder"):
+        write_skill(None, found, *ONE, items=204)  # type: ignore[arg-type]

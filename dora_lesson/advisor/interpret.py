@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
+import reprlib
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dora_lesson.core import whole
 from dora_lesson.evidence.records import load_runs
 from dora_lesson.evidence.stats import detectable, paired_difference
 
@@ -48,10 +50,11 @@ def interpret(a: Scores, b: Scores, *, items: int, names: tuple[str, str] = ("Lo
     Raises:
         ValueError: a score that is missing, of another length, or out of its range.
     """
-    if not isinstance(items, numbers.Integral) or isinstance(items, bool) or items < 1:
-        raise ValueError(f"items is {items!r}, but the number of scored items is expected.")
+    (items,) = whole(items=items)
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
+        raise ValueError(f"names is {names!r}, but the names of two methods are expected.")
     a, b = parse_scores(a), parse_scores(b)
-    seeds = len(a[MINUTES])
+    seeds = len(a[SCORES[0]])
     for score in RANGES:
         if not len(a[score]) == len(b[score]) == seeds:
             lengths = f"{len(a[score])} and {len(b[score])} values"
@@ -136,14 +139,17 @@ def parse_scores(scores: Scores) -> dict[str, list[float]]:
         ValueError: a score that is missing, or out of its range.
     """
     if not isinstance(scores, Mapping):
-        raise ValueError(f"The scores are {scores!r}, but a dict is expected, with {', '.join(RANGES)}.")
+        expected = f"a dict is expected, with {', '.join(RANGES)}"
+        raise ValueError(f"The scores are {reprlib.repr(scores).splitlines()[0]}, but {expected}.")
     parsed = {}
     for score, (lowest, highest) in RANGES.items():
+        values: Any = scores.get(score)
         try:
-            parsed[score] = [float(value) for value in scores[score]]
-        except (KeyError, TypeError, ValueError):
+            parsed[score] = [] if isinstance(values, str) else [float(value) for value in values]
+        except (TypeError, ValueError):
             parsed[score] = []
-        if not parsed[score] or not all(lowest <= value <= highest for value in parsed[score]):
+        told = parsed[score] and not any(isinstance(value, bool) for value in values)
+        if not told or not all(lowest <= value <= highest for value in parsed[score]):
             expected = f"a list with one number for each seed, each from {lowest:g} to {highest:,}"
-            raise ValueError(f"{score!r} is {scores.get(score)!r}, but {expected}, is expected.")
+            raise ValueError(f"{score!r} is {reprlib.repr(values).splitlines()[0]}, but {expected}, is expected.")
     return parsed

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import yaml
 
 from dora_lesson.advisor.interpret import Scores, interpret, parse_scores
-from dora_lesson.advisor.recommend import Recommendation
+from dora_lesson.advisor.recommend import Recommendation, require_recommendation
 from dora_lesson.advisor.request import Request
-from dora_lesson.core import DATA
+from dora_lesson.core import DATA, whole
 
 SPOKEN_CHATS = 607  # the spoken level's, to train on
 
@@ -33,9 +33,10 @@ def prompts(
         chats: how many there are to train on; None is what the recommendation was asked for, else those of the set.
 
     Raises:
-        ValueError: as in `interpret`.
+        ValueError: as in `interpret`, or `chats` is not a whole number from 1.
     """
-    request = recommendation.request
+    request = require_recommendation(recommendation).request
+    (chats,) = whole(chats=request.examples or SPOKEN_CHATS if chats is None else chats)
     fields = {
         "a": names[0],
         "b": names[1],
@@ -43,7 +44,7 @@ def prompts(
         "table": _table(parse_scores(a), parse_scores(b), names),
         "items": items,
         "task": task,
-        "chats": chats or request.examples or SPOKEN_CHATS,
+        "chats": chats,
         "machine": _machine(request),
         "request": request,
         "recommendation": recommendation.headline if recommendation.setup else "none: nothing fits",

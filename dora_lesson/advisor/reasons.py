@@ -122,6 +122,8 @@ def _why_this_base(request: Request, setup: TrainingSetup) -> Iterator[Finding]:
     if setup.four_bit and otherwise:
         yield rule("served packed otherwise", packed=request.packed)
         yield finding("unpacked adapters")
+    if setup.four_bit and request.inference == "unmerged" and not request.came_packed:
+        yield rule("served unpacked", bits=8 * request.dtype.itemsize)
 
 
 def _why_dora(setup: TrainingSetup) -> Iterator[Finding]:

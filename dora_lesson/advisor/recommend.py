@@ -75,7 +75,7 @@ class Recommendation:
             steps: of the optimizer; None is one pass over the chats, and 100 at least.
 
         Raises:
-            ValueError: `steps` is not a whole number from 1.
+            ValueError: `steps` is not a whole number from 1, or `data` or `base` no name.
         """
         return script(self.request, self.setup, data, base, steps) if self.setup else ""
 
@@ -133,13 +133,29 @@ def recommend(
     return recommend_for(parse_request(**locals()))
 
 
+def require_recommendation(recommendation: Any) -> Recommendation:
+    """What `recommend` returned.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(recommendation, Recommendation):
+        kind = type(recommendation).__name__
+        raise ValueError(f"recommendation is a {kind}, but what recommend(...) returned is expected.")
+    return recommendation
+
+
 def as_call(request: Request) -> str:
     """The request as a line of Python, to ask it again; what is as usual is left out."""
     usual = {name: each.default for name, each in inspect.signature(recommend).parameters.items()}
     given = {name: getattr(request, name) for name in usual if name not in ("vram_gb", "model")}
     if request.gpus == 1:
         del given["gpus"]
-    words = [f"{request.vram_gb:g}", request.named, *(f"{k}={v!r}" for k, v in given.items() if v != usual[k])]
+    words = [
+        repr(request.vram_gb).removesuffix(".0"),
+        request.named,
+        *(f"{k}={v!r}" for k, v in given.items() if v != usual[k]),
+    ]
     return f"recommend({', '.join(words)})"
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import numbers
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from dora_lesson.advisor.model import HUB, look_up
 from dora_lesson.core import whole
-from dora_lesson.memory.plan import KNOWN, hub_config
-from dora_lesson.memory.shapes import (
-    SHAPE_OF,
-    SHAPES,
-    llama_config,
-    quantization_method,
-    require_language_model,
-    spelled_alike,
-)
+from dora_lesson.memory.shapes import quantization_method, require_language_model
 
 PRIORITIES = ("quality", "time", "memory")
 INFERENCE = ("merged", "unmerged", "4-bit")
@@ -37,12 +30,7 @@ BASE_FORMATS = ("16-bit", "gptq", "awq", "torchao")  # all but the first: packed
 WHOLE_ON_EACH_GPU = ("gptq", "awq")  # their packed weights are buffers, which FSDP does not shard
 OPTIMIZERS = ("adamw", "adamw_8bit")
 DEVICES = ("cuda", "mps", "cpu")
-_HUB = {shape: name for name, (shape, _) in KNOWN.items()} | {
-    "llama-2-7b": "meta-llama/Llama-2-7b-chat-hf",
-    "llama-3.1-70b": "meta-llama/Llama-3.1-70B-Instruct",
-    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
+MOST = 10**9  # of anything that is counted
 
 
 @dataclass(frozen=True)
@@ -93,7 +81,7 @@ class Request:
         """The model as `recommend` takes it to get this very checkpoint, in Python."""
         if self.model_id == "path/to/your/model":
             return "config"  # an object that has no name
-        known = self.model_id in (_HUB.get(self.label), f"path/to/your-{self.base_format}-checkpoint")
+        known = self.model_id in (HUB.get(self.label), f"path/to/your-{self.base_format}-checkpoint")
         return repr(self.label if known else self.model_id)
 
     @property
@@ -103,10 +91,13 @@ class Request:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations that are not packed; most processors are slow in 16 bits."""
+        """Of weights and activations that are not packed; most processors are slow in 16 bits.
+
+        transformers casts a base packed by AWQ from bfloat16 to float16 on a GPU.
+        """
         if self.device == "cpu" or (self.device == "mps" and not self.bfloat16):  # where float16 has no loss scaling
             return torch.float32
-        return torch.bfloat16 if self.bfloat16 else torch.float16
+        return torch.bfloat16 if self.bfloat16 and self.base_format != "awq" else torch.float16
 
     @property
     def trained_as_served(self) -> bool:
@@ -121,14 +112,14 @@ class Request:
 
     def with_model(self, model: Any) -> Request:
         """The same constraints for another model."""
-        label, model_id, config = _look_up(model, self.base_format)
+        label, model_id, config = look_up(model, self.base_format)
         return replace(self, label=label, model_id=model_id, shape=Shape(config.to_json_string(), config))
 
     def over_16_bits(self) -> Request:
         """The same constraints over the 16-bit checkpoint that a packed base was made from."""
         if not self.came_packed:
             return self
-        model_id = _HUB.get(self.label, "path/to/the-16-bit-checkpoint")
+        model_id = HUB.get(self.label, "path/to/the-16-bit-checkpoint")
         packed = _format(self.inference, self.packed, self.server, "16-bit")
         return replace(self, base_format="16-bit", model_id=model_id, packed=packed)
 
@@ -155,11 +146,14 @@ def parse_request(vram_gb: float, model: Any, **given: Any) -> Request:
     for name in ("sequence_length", "effective_batch_size", "gpus", "examples"):
         if name != "examples" or given[name] is not None:
             (given[name],) = whole(**{name: given[name]})
-    if not isinstance(given["bfloat16"], bool):
+            if given[name] > MOST:
+                raise ValueError(f"{name} is larger than any there is: pass at most {MOST:,}.")
+    if not isinstance(given["bfloat16"], bool | np.bool_):
         raise ValueError(f"bfloat16 is {given['bfloat16']!r}, but True or False is expected.")
-    label, model_id, config = _look_up(model, given["base_format"])
+    given["bfloat16"] = bool(given["bfloat16"])
+    label, model_id, config = look_up(model, given["base_format"])
     require_language_model(config)
-    if not hasattr(config, "num_key_value_heads") or not hasattr(config, "intermediate_size"):
+    if not all(isinstance(getattr(config, name, None), int) for name in ("num_key_value_heads", "intermediate_size")):
         raise ValueError(f"model is a {type(config).__name__}, but a Llama, or a model built like one, is expected.")
     packed_as = quantization_method(config)
     if packed_as and packed_as != given["base_format"]:
@@ -220,29 +214,3 @@ def contradiction(request: Request) -> str | None:
     if request.optimizer == "adamw_8bit" and request.trainer == "fsdp":
         return "optimizer is 'adamw_8bit', which stops at the tensors that FSDP shards: pass 'adamw'."
     return None
-
-
-def _look_up(model: Any, base_format: str) -> tuple[str, str, Any]:
-    """What to call the model, what to load, and its configuration."""
-    if isinstance(model, Path):
-        model = str(model)
-    if isinstance(model, str):  # as copied from a browser
-        model = re.sub(r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*", r"\1", model)
-    if not isinstance(model, str):
-        if not hasattr(model, "to_json_string"):
-            raise ValueError(f"model is a {type(model).__name__}, but a name or a configuration is expected.")
-        name = getattr(model, "_name_or_path", "") or "path/to/your/model"
-        return name, name, model
-    if model and Path(model).is_dir():
-        return model, model, hub_config(model)
-    if shape := SHAPE_OF.get(spelled_alike(model)):
-        model_id = model if "/" in model else _HUB[shape]
-        if base_format != "16-bit":  # the checkpoint known for this shape is not packed
-            model_id = f"path/to/your-{base_format}-checkpoint"
-        return shape, model_id, llama_config(shape)
-    if model.strip("/").count("/") != 1:
-        near = difflib.get_close_matches(spelled_alike(model), SHAPE_OF, n=1)
-        meant = f" Do you mean {SHAPE_OF[near[0]]}?" if near else ""
-        hub = "a model of the hub with its owner, such as Qwen/Qwen2.5-7B-Instruct"
-        raise ValueError(f"model is {model!r}, but a folder, {hub}, or one of {', '.join(SHAPES)} is expected.{meant}")
-    return model, model, hub_config(model)

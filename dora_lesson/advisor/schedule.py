@@ -15,7 +15,10 @@ def kept_aside(examples: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimizer steps, the passes over the examples that they make, and the steps of them that warm up."""
+    """Optimizer steps, the passes over the examples that they make, and the steps of them that warm up.
+
+    The last step of a pass takes what is left: the trainer carries no example over into the next.
+    """
 
     steps: int
     epochs: float
@@ -24,5 +27,6 @@ class Schedule:
 
 def schedule(examples: int, batch_size: int) -> Schedule:
     """One pass over the examples, and `LEAST_STEPS` at least; a tenth of the steps warms up."""
-    steps = max(LEAST_STEPS, math.ceil(examples / batch_size))
-    return Schedule(steps, steps * batch_size / examples, max(1, steps // 10))
+    a_pass = math.ceil(examples / batch_size)
+    steps = max(LEAST_STEPS, a_pass)
+    return Schedule(steps, steps / a_pass, max(1, steps // 10))

@@ -13,7 +13,7 @@ from pathlib import Path
 from dora_lesson.advisor.findings import findings
 from dora_lesson.advisor.interpret import Scores, interpret
 from dora_lesson.advisor.memory_fit import TrainingSetup, needed_gb, smallest_setup, training_setup, usable_bytes
-from dora_lesson.advisor.recommend import Recommendation, as_call
+from dora_lesson.advisor.recommend import Recommendation, as_call, require_recommendation
 from dora_lesson.advisor.request import Request
 from dora_lesson.advisor.text import question
 from dora_lesson.core import ADAPTERS, DATA, METHODS
@@ -46,8 +46,10 @@ def write_skill(
         about: what the two were: model, rank, steps and data.
 
     Raises:
-        ValueError: as in `interpret`.
+        ValueError: as in `interpret`, or `folder` is not a name.
     """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"folder is {folder!r}, but the name of a folder is expected.")
     text = skill_text(recommendation, a, b, items=items, names=names, about=about)
     skill = Path(folder).expanduser() / NAME / "SKILL.md"
     numbered = (skill.with_name(f"SKILL.new{number}.md") for number in itertools.count(2))
@@ -71,7 +73,7 @@ def skill_text(
     about: str = "",
 ) -> str:
     """The whole file: `data/advisor/skill.md`, with the four methods at the recommended setup, or at the smallest."""
-    request, setup = recommendation.request, recommendation.setup
+    request, setup = require_recommendation(recommendation).request, recommendation.setup
     setup = setup or smallest_setup(request, "qlora")
     setting = (setup.batch_size, setup.gradient_checkpointing, setup.optimizer)
     known = findings()

@@ -14,7 +14,7 @@ from torch import nn
 from dora_lesson.adapters.inject import add_adapters, matching_linears
 from dora_lesson.core import whole
 from dora_lesson.memory.peft_extra import peft_extra
-from dora_lesson.memory.shapes import require_language_model
+from dora_lesson.memory.shapes import on_meta
 from dora_lesson.memory.tracking import saved_by
 
 METHODS = ("full", "lora", "dora", "qlora", "qdora")
@@ -49,7 +49,7 @@ def adapter_parameters(
     if method not in ("lora", "dora"):
         raise ValueError(f"method is {method!r}, but one of lora, dora is expected.")
     (r,) = whole(r=r)
-    model = _on_meta(config)
+    model = on_meta(config)
     layers = [model.get_submodule(name) for name in matching_linears(model, target_modules)]
     trainable = sum(r * (x.in_features + x.out_features) + (method == "dora") * x.out_features for x in layers)
     return trainable, sum(p.numel() for p in model.parameters()) + trainable
@@ -156,7 +156,7 @@ def estimate(
     r, batch_size, sequence_length = whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
     reply = sequence_length if reply_length is None else reply_length
     passes, reply = whole(gradient_accumulation_steps=gradient_accumulation_steps, reply_length=reply)
-    model, e = _on_meta(config), dtype.itemsize
+    model, e = on_meta(config), dtype.itemsize
     linears = [] if method == "full" else [model.get_submodule(name) for name in matching_linears(model, "all-linear")]
     names = [] if method == "full" else matching_linears(model, target_modules)
     adapted = [model.get_submodule(name) for name in names]
@@ -235,16 +235,4 @@ def _activations(
             one_pass = {"input_ids": tokens, "labels": tokens[:, -reply:], "use_cache": False, "logits_to_keep": reply}
             sizes.append(saved_by(functools.partial(model, **one_pass), model.parameters))
     _remembered[key] = sizes[0], sizes[1]
-    return _remembered[key]
-
-
-def _on_meta(config: Any) -> Any:
-    """The model of this configuration without memory behind it; made once, for it takes a tenth of a second."""
-    from transformers import AutoModelForCausalLM
-
-    require_language_model(config)
-    key = (type(config), config.to_json_string())
-    if key not in _remembered:
-        with torch.device("meta"):
-            _remembered[key] = AutoModelForCausalLM.from_config(config)
     return _remembered[key]

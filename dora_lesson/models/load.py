@@ -156,7 +156,7 @@ _REASONS = {
     r"safetensors": "{0} has no weights in the safetensors format, and this course loads no other: choose a model that "
     f"has, such as {OPEN_ALTERNATIVE}.",
     r"LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectError|ConnectionError": "{0} is not on this machine yet and "
-    "the hub cannot be reached: connect to the network once, or take the bundled model (unset DORA_LESSON_BASE).",
+    'the hub cannot be reached: connect to the network once, or take "bundled", the course\'s own model.',
 }
 
 
