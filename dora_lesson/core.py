@@ -71,12 +71,11 @@ def first_problem(error: ValidationError) -> str:
     cause: Any = problem.get("ctx", {}).get("error")
     if hasattr(cause, "errors"):  # a validator built another model
         return first_problem(cause)
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    if problem["type"] == "extra_forbidden":
-        return f"{field} is not a known key"
-    message = problem["msg"].removeprefix("Value error, ")
+    field, message = ".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        return message
+    if problem["type"] in ("missing", "extra_forbidden"):
+        return f"{field} {'is missing' if problem['type'] == 'missing' else 'is not a known key'}"
     if problem["type"] == "value_error":  # a validator of ours, whose message says what is wrong
         return f"{field}: {message}" if field else message
     return f"{field} is {problem['input']!r}: {message}"

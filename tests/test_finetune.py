@@ -81,7 +81,7 @@ def test_a_chat_that_cannot_be_encoded_is_refused(tokenizer, items):
         encode_chat(tokenizer, items[0]["messages"], max_length=20)
     with pytest.raises(ValueError, match="the user's"):
         encode_chat(tokenizer, items[0]["messages"][:2])
-    for reply in ("", " ", None, "\n\nDone."):
+    for reply in ("", " ", "\n\nDone."):
         with pytest.raises(ValueError, match="does not begin with spaces or line breaks"):
             encode_chat(tokenizer, [*items[0]["messages"][:2], {"role": "assistant", "content": reply}])
 
@@ -172,8 +172,55 @@ def test_a_finished_run_is_found_again(tokenizer, items, tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_refused(tokenizer, items, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="which is a file: pass a folder"):
-        finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path / "out")
+    for folder in (tmp_path / "out", tmp_path / "out" / "run"):
+        with pytest.raises(ValueError, match="is a file: pass a folder"):
+            finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=folder)
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_checkpoint_that_lacks_a_part_is_passed_over(part, harm, tokenizer, items, tmp_path):
+    unbroken = finetune(a_model(), tokenizer, items, **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2, callbacks=[Kill(5)])
+    file = tmp_path / "checkpoint-4" / part
+    file.write_bytes(file.read_bytes()[:100]) if harm == "cut" else file.unlink()
+    resumed = finetune(a_model(), tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2)
+    assert resumed.resumed_from == 2 and resumed.losses == unbroken.losses
+
+
+def test_what_is_asked_decides_the_precision_and_not_the_environment(tokenizer, items, monkeypatch):
+    short = SETTINGS | {"steps": 2}
+    expected = finetune(a_model(), tokenizer, items, **short).losses
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert finetune(a_model(), tokenizer, items, **short).losses == expected
+
+
+def test_a_run_started_without_gradients_trains_and_a_merged_adapter_is_refused(tokenizer, items):
+    short = SETTINGS | {"steps": 2}
+    expected = finetune(a_model(), tokenizer, items, **short).losses
+    with torch.no_grad():
+        assert finetune(a_model(), tokenizer, items, **short).losses == expected
+    merged = peft_model()
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="merged into the weights, where no gradient reaches them"):
+        finetune(merged, tokenizer, items, **short)
+
+
+def test_callbacks_may_be_one_or_none(tokenizer, items):
+    assert finetune(a_model(), tokenizer, items, **(SETTINGS | {"steps": 1}), callbacks=None).steps == 1
+    with pytest.raises(KeyboardInterrupt):
+        finetune(a_model(), tokenizer, items, **SETTINGS, callbacks=Kill(1))
+
+
+def test_a_base_that_trained_itself_is_to_be_loaded_again_to_go_on(tokenizer, items, tmp_path):
+    model = small_llama(vocab_size=49152)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2, callbacks=[Kill(5)])
+    with pytest.raises(ValueError, match="load the base again, as it was then"):
+        finetune(model, tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2)
+    base = small_llama(vocab_size=49152)
+    assert finetune(base, tokenizer, items, **SETTINGS, output_dir=tmp_path, save_every=2).resumed_from == 4
 
 
 def test_another_run_in_the_folder_is_refused(tokenizer, items, tmp_path):

@@ -13,13 +13,19 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
-from transformers import Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, GPT2Config, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 import dora_lesson
-from dora_lesson import adapter_report, answer, estimate, finetune, load_task_api, recommend, score
-from dora_lesson.adapters.inject import add_adapters
-from dora_lesson.adapters.peft_format import save_adapters
+from dora_lesson import adapter_report, answer, estimate, finetune, load_base, load_task_api, recommend, score
+from dora_lesson.adapters.geometry import direction_change
+from dora_lesson.adapters.inject import add_adapters, merge_adapters
+from dora_lesson.adapters.peft_format import load_adapters, save_adapters
 from dora_lesson.environment import start_lesson
+from dora_lesson.evidence.movement import effective_weights
+from dora_lesson.models.load import four_bit_config
+from dora_lesson.task_api.app import Assistant, TaskList
+from dora_lesson.task_api.calls import find_call
 from dora_lesson.task_api.chats import encode_chat
 from dora_lesson.task_api.dataset import validate_item
 from tests.test_adapters import SOME, disturb, small_llama
@@ -40,6 +46,12 @@ def ours(base=None, method="dora", **changed):
 def theirs(**changed):
     settings = {"r": 4, "lora_alpha": 8, "target_modules": SOME, "use_dora": True} | changed
     return get_peft_model(small_llama(vocab_size=49152), LoraConfig(**settings))
+
+
+def small_4_bit_llama(folder):
+    small_llama(vocab_size=49152, hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    config = four_bit_config(torch.float32)
+    return LlamaForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32).eval()
 
 
 # Runs.
@@ -337,7 +349,15 @@ def test_an_adapter_of_another_kind_is_none_of_ours():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"dtype": "int8"}, {"dtype": "double16"}, {"gradient_checkpointing": "no"}, {"reply_length": 0}]
+    "changed",
+    [
+        {"dtype": "int8"},
+        {"dtype": "double16"},
+        {"gradient_checkpointing": "no"},
+        {"double_quantization": "x"},
+        {"peft": "no"},
+        {"reply_length": 0},
+    ],
 )
 def test_an_estimate_of_nonsense_is_refused(changed):
     (name,) = changed
@@ -352,7 +372,8 @@ def test_an_estimate_takes_a_dtype_by_name():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"learning_rate": "1e-3"}, {"seed": 1.5}, {"seed": -1}, {"steps": True}, {"save_every": 0}]
+    "changed",
+    [{"learning_rate": "1e-3"}, {"seed": 1.5}, {"seed": -1}, {"steps": True}, {"save_every": 0}, {"bf16": "no"}],
 )
 def test_a_run_of_nonsense_is_refused(changed, tokenizer, items, tmp_path):
     (name,) = changed
@@ -375,3 +396,108 @@ def test_numbers_of_numpy_train_and_are_written_down(tokenizer, items, tmp_path)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 3
     saved = json.loads((save_adapters(model, tmp_path / "adapter") / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["use_rslora"]) == (4, 8, True)
+
+
+def test_a_4_bit_layer_that_has_answered_is_read_in_the_right_order(tmp_path):
+    model = small_4_bit_llama(tmp_path / "base")
+    before = effective_weights(model, ["q_proj"])
+    ids = torch.arange(6)[None]
+    model(ids)
+    after = effective_weights(model, ["q_proj"])
+    assert all(direction_change(before[name], after[name]) < 1e-3 for name in before)
+    adapted = get_peft_model(
+        small_4_bit_llama(tmp_path / "base"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    ).eval()
+    adapted(ids)
+    assert adapter_report(adapted).magnitude_moved is False
+
+
+def test_a_partly_adapted_4_bit_model_is_merged_saved_and_loaded(tokenizer, tmp_path):
+    model = ours(small_4_bit_llama(tmp_path / "base"), target_modules=["q_proj"])
+    disturb(model)
+    ids = torch.arange(6)[None]
+    expected = merge_adapters(model)(ids).logits
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    found = load_base(str(tmp_path), dtype="float32")[0]
+    assert {type(layer).__name__ for layer in found.modules()} >= {"Linear", "Linear4bit"}
+    assert (found(ids).logits - expected).norm() < 0.02 * expected.norm()
+
+
+def test_an_adapter_of_a_base_in_the_hubs_cache_names_it_as_on_the_hub(tmp_path):
+    snapshot = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "12fd25f7"
+    small_llama().save_pretrained(snapshot)
+    model = type(small_llama()).from_pretrained(snapshot)
+    folder = save_adapters(ours(model), tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M"
+    for name in (str(snapshot), "HuggingFaceTB/SmolLM2-135M"):
+        base = type(small_llama()).from_pretrained(snapshot)
+        base.config.name_or_path = base.name_or_path = name
+        load_adapters(base, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.complex64])
+def test_an_adapter_in_an_unusual_dtype_is_refused_and_the_model_untouched(dtype, tmp_path):
+    folder = save_adapters(ours(), tmp_path)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: t.to(dtype) for key, t in load_file(file).items()}, file, {"format": "pt"})
+    model = small_llama(vocab_size=49152)
+    with pytest.raises(ValueError, match="save the adapter in 16 or 32 bits"):
+        load_adapters(model, folder)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_cut_configuration_is_refused_in_a_short_sentence(tmp_path):
+    folder = save_adapters(ours(), tmp_path)
+    file = folder / "adapter_config.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(ValueError, match="Invalid JSON") as raised:
+        load_adapters(small_llama(), folder)
+    assert len(str(raised.value)) < 300 and "\n" not in str(raised.value)
+
+
+def test_a_model_whose_embedding_is_adapted_answers_and_trains(tokenizer, items):
+    config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
+    model = get_peft_model(small_llama(vocab_size=49152), config)
+    finetune(model, tokenizer, items, steps=1, batch_size=2, learning_rate=1e-3)
+    assert len(answer(model, tokenizer, items[:1], max_new_tokens=2)) == 1
+
+
+def test_the_tokenizer_of_another_model_is_named(tokenizer, items):
+    model = ours(small_llama(vocab_size=2000))
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    for call in (lambda: answer(model, tokenizer, items), lambda: finetune(model, tokenizer, items, **RUN)):
+        with pytest.raises(ValueError, match="has 2000 rows: load the model's own tokenizer"):
+            call()
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "hello"}], 5, None])
+def test_a_message_that_is_no_text_is_refused_in_a_sentence(content, tokenizer, items):
+    asked = [{"role": "user", "content": content}, {"role": "assistant", "content": "hello"}]
+    with pytest.raises(ValueError, match="each with a `role` and a text"):
+        encode_chat(tokenizer, asked)
+    with pytest.raises(ValueError, match="A list of items is expected"):
+        answer(ours(), tokenizer, [{"messages": asked}])
+
+
+def test_a_text_in_place_of_replies_or_of_a_request_is_told(tokenizer, items):
+    with pytest.raises(ValueError, match="pass a list, one reply an item"):
+        score("x", items[:1])
+    assert find_call(None) is None
+    turn = Assistant(ours(), tokenizer, TaskList()).ask(None)
+    assert "Type a request" in turn.text and turn.call is None
+
+
+def test_names_that_are_no_text_match_nothing():
+    for names in (["q_proj", 5], [None], b"q_proj"):
+        with pytest.raises(ValueError, match="name the layers to adapt"):
+            ours(target_modules=names)
+
+
+def test_a_folder_of_chats_may_lie_at_home(items, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps(items[0]))
+    assert len(load_task_api("train", "~/set")) == 1

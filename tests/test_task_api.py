@@ -12,6 +12,7 @@ import yaml
 from dora_lesson.task_api.calls import ACTIONS, call_schema, find_call, validate_call
 from dora_lesson.task_api.chats import answer
 from dora_lesson.task_api.dataset import CATEGORIES, LEVELS, SPLITS, load_task_api
+from dora_lesson.task_api.days import WEEKDAYS
 from dora_lesson.task_api.persona import persona_points
 from dora_lesson.task_api.scoring import is_right, normalize, score
 from dora_lesson.task_api.words import BANNED
@@ -236,14 +237,15 @@ def test_scores_by_category_add_up(sets):
 # The rubric, on hand-written replies.
 
 SYSTEM = "You are TaskMaster. Today is Monday 2 March.\n1. call the bank (tomorrow)\n2. mow the lawn"
+RENT = "\n3. pay the rent (friday, 15:00, high)\n4. complete the tax form"
 
 
-def an_item(user: str, reference: str) -> dict:
+def an_item(user: str, reference: str, system: str = SYSTEM) -> dict:
     return {
         "id": "x",
         "category": "updates",
         "messages": [
-            {"role": "system", "content": SYSTEM},
+            {"role": "system", "content": system},
             {"role": "user", "content": user},
             {"role": "assistant", "content": reference},
         ],
@@ -255,6 +257,14 @@ CALL = '\n{"action": "update", "task": 1, "due": "wednesday"}'
 RUDE = an_item("you are useless, i still have to mow everything", 'ok\n{"action": "none"}')
 AT_3 = an_item("3:15 for the bank", 'ok\n{"action": "update", "task": 1, "time": "3:15pm"}')
 OFF = an_item("the bank is off", 'ok\n{"action": "delete", "task": 1}')
+BESIDE = an_item("bank can wait till wed", f"ok{CALL}", SYSTEM + RENT)
+TAX_CALL = '\n{"action": "update", "task": 4, "due": "friday"}'
+TAX = an_item("tax form friday", f"ok{TAX_CALL}", SYSTEM + RENT)
+MOWED_CALL = '\n{"action": "complete", "task": 2}'
+MOWED = an_item("lawn is mowed", f"ok{MOWED_CALL}", SYSTEM + RENT)
+MILK_CALL = '\n{"action": "create", "title": "buy milk", "due": "friday"}'
+MILK = an_item("need milk by friday", f"ok{MILK_CALL}", SYSTEM + RENT)
+AWFUL = an_item("taxes are awful", 'ok\n{"action": "none"}', SYSTEM + RENT)
 LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}')
 
 
@@ -284,6 +294,16 @@ LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}
         (BANK, "The bank is moved to Wednesday… shall I add a time for the bank?" + CALL, 10),
         (BANK, f"The bank is moved to Wednesday. Shall I add a time for the bank?\n```json{CALL}\n```", 10),
         (RUDE, 'Mowing is not done yet, and it waits. Shall I move mowing?\n{"action": "none"}', 10),
+        # What the list held before, another task's own day, a title's own words, and what is not said to have happened.
+        (BESIDE, "The bank is moved from tomorrow to Wednesday. Want a time for the bank?" + CALL, 10),
+        (BESIDE, "The bank moves to Wednesday, the rent stays on Friday. A time for the bank?" + CALL, 10),
+        (BESIDE, "Done, the bank is on Wed. Want a time for the bank?" + CALL, 10),
+        (TAX, "Moved: complete the tax form, now Friday. Want a time for the tax form?" + TAX_CALL, 10),
+        (MOWED, "The lawn is finished today. Want to plan mowing?" + MOWED_CALL, 10),
+        (MOWED, "The lawn is ticked off, the tax form is not done yet. Want to plan mowing?" + MOWED_CALL, 10),
+        (AWFUL, 'Once the tax form is done, the rest is easy. Shall I move the tax form?\n{"action": "none"}', 10),
+        (AWFUL, 'Nothing has changed, the tax form waits. Shall I move the tax form?\n{"action": "none"}', 10),
+        (MILK, "Added milk for Friday so you won't forget it. Want a time for the milk?" + MILK_CALL, 10),
     ],
 )
 def test_good_replies_get_full_points(item, reply, points):
@@ -323,6 +343,19 @@ def test_good_replies_get_full_points(item, reply, points):
         (BANK, "The bank is moved to 4 May. Want a time?" + CALL, "deliver", 0),
         (BANK, "Shall I move the bank to Wednesday?" + CALL, "deliver", 0),
         (BANK, "Shall I move the bank to Wednesday? 🙂" + CALL, "deliver", 0),
+        # A day of the list or of the week that is not the call's, and what is said not to have happened.
+        (BESIDE, "The bank is moved to Friday. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank is moved to Wednesday at 15:00. Want a day for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank is moved to tomorrow. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank is moved to next week. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank is moved to the weekend. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank is moved to Sat. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "I did not move the bank. Want a time for the bank?" + CALL, "deliver", 0),
+        (BESIDE, "The bank call has not been moved. Want a time for the bank?" + CALL, "deliver", 0),
+        (MOWED, "The lawn is not done. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
+        (MOWED, "Nothing is ticked off, the lawn stays. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
+        (MILK, "Milk cannot be added. Want a time for the milk?" + MILK_CALL, "deliver", 0),
+        (MILK, "Added: buy milk, tomorrow. Want a time for the milk?" + MILK_CALL, "deliver", 0),
         (BANK, "", "vocabulary", 0),
         (BANK, CALL, "boundaries", 0),
     ],
@@ -338,6 +371,21 @@ def test_most_references_get_all_points(sets):
         items = [item for (of, _), chosen in sets.items() if of == level for item in chosen]
         points = score([item["messages"][-1]["content"] for item in items], items).persona
         assert sum(each <= 6 for each in points) <= most * len(items)
+
+
+def test_a_reference_with_another_day_of_its_list_loses_points(sets):
+    """In nearly all items of the test where one day of the list can stand in for the call's."""
+    kept = []
+    for level in LEVELS:
+        for item in sets[level, "test"]:
+            *text, call = item["messages"][-1]["content"].split("\n")
+            due = str(json.loads(call).get("due")).lower()
+            notes = ", ".join(re.findall(r"\(([^()]*)\)", item["messages"][0]["content"])).split(", ")
+            days = [day for day in notes if day in [*WEEKDAYS, "today", "tomorrow"] and day != due]
+            if json.loads(call)["action"] in ("create", "update") and due in text[0].lower() and days:
+                reply = "\n".join([re.sub(re.escape(due), days[0], text[0], flags=re.I), *text[1:], call])
+                kept.append(score([reply], [item]).persona[0] > 6)
+    assert len(kept) > 40 and sum(kept) <= 0.1 * len(kept)
 
 
 @pytest.mark.parametrize("wrong", ["columns", "item", "path", "text"])

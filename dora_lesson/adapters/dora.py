@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from dora_lesson.adapters.kept import Kept
-from dora_lesson.adapters.linear4bit import (
-    frozen_product,
-    frozen_weight,
-    is_called_plainly,
-    product_and_projection,
-    projection,
-)
+from dora_lesson.adapters.linear4bit import both_products, frozen_product, frozen_weight, is_called_plainly, projection
 from dora_lesson.adapters.lora import LoRALinear
 
 
@@ -61,7 +55,7 @@ class DoRALinear(LoRALinear):
                 norm = self._factored_norm(projection(frozen_weight(self.base), _wide(self.lora_A)))
             xW = self.base(x) if bias is None else self.base(x) - bias
         elif norm is None:
-            xW, WA = product_and_projection(self.base, dropped, _wide(self.lora_A))
+            xW, WA = both_products(self.base, dropped, _wide(self.lora_A))
             norm = self._factored_norm(WA)
         else:
             xW = frozen_product(self.base, dropped)
@@ -126,12 +120,6 @@ class DoRALinear(LoRALinear):
         V = super()._effective(W)
         norm = F.threshold(vector_norm(V.detach(), dim=1), 0, 1)
         return (self.magnitude / norm)[:, None] * V
-
-    def train(self, mode: bool = True) -> DoRALinear:
-        if hasattr(self, "_norm_of_answers"):  # not yet while the layer is made
-            self._norm_of_answers.drop()
-        super().train(mode)
-        return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> DoRALinear:
         """What `to`, `float`, `cuda` and the like call."""

@@ -81,10 +81,8 @@ def _require_matrices(**weights: Tensor) -> None:
         if not isinstance(W, Tensor):
             raise ValueError(f"{name} is a {type(W).__name__}: pass a tensor, such as torch.tensor([[3.0, 4.0]]).")
         if W.ndim != 2 or not W.is_floating_point():
-            raise ValueError(
-                f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: pass a floating-point matrix (d_out, d_in), "
-                "dequantized if it is 4-bit."
-            )
+            todo = "pass a floating-point matrix (d_out, d_in), dequantized if it is 4-bit"
+            raise ValueError(f"{name} has shape {tuple(W.shape)} and dtype {W.dtype}: {todo}.")
     if len({W.shape for W in weights.values()}) > 1:
         shapes = " and ".join(f"{name} has shape {tuple(W.shape)}" for name, W in weights.items())
         raise ValueError(f"{shapes}: pass the same layer before and after.")

@@ -43,7 +43,7 @@ def matching_linears(model: nn.Module, target_modules: str | Sequence[str]) -> l
             raise ValueError(f"target_modules is not a regular expression: {target_modules!r} ({error}).") from None
     else:
         entries = [*target_modules] if isinstance(target_modules, Iterable) else []
-        if not entries:
+        if not entries or not all(isinstance(entry, str) for entry in entries):
             raise ValueError(f"target_modules is {target_modules!r}: name the layers to adapt, such as ['q_proj'].")
         matches = {e: [name for name in modules if name == e or name.endswith(f".{e}")] for e in entries}
     unmatched = [entry for entry, names in matches.items() if not names]
@@ -131,14 +131,9 @@ def _require_one_name_each(model: nn.Module, settings: dict[str, dict[str, Any]]
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, given in settings.items():
         if twins := [other for other, module in modules.items() if module is modules[name] and other != name]:
-            raise ValueError(
-                f"{name} and {twins[0]} are one layer, and the adapter would stand under the first name alone: "
-                "leave it out of target_modules, or give the model two layers."
-            )
+            raise ValueError(f"{name} and {twins[0]} are one layer: leave it out of target_modules, or make them two.")
         if given["lora_dropout"] and isinstance(modules[name.rpartition(".")[0]], nn.MultiheadAttention):
-            raise ValueError(
-                f"{name} is read by an nn.MultiheadAttention, which does not call it: use lora_dropout=0 there."
-            )
+            raise ValueError(f"{name} is read by an nn.MultiheadAttention, and not called: use lora_dropout=0 there.")
 
 
 def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
@@ -160,12 +155,18 @@ def merge_adapters(model: nn.Module, four_bit: bool = False) -> nn.Module:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not any(is_four_bit(module) for module in model.modules()):
         quantizer.remove_quantization_config(model)  # nothing is packed any more: it is saved as a plain model
+    elif quantizer is not None and not four_bit:  # a model that is loaded from there packs the others alone
+        whole = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and not is_four_bit(m)]
+        model.config.quantization_config.llm_int8_skip_modules = whole  # type: ignore[union-attr]
     model.__dict__.pop("_trainable_before_adapters", None)
     return wrapped
 
 
 def remove_adapters(model: nn.Module) -> nn.Module:
-    """Take the adapters out, in place, and return the model: its weights are what they were, to the bit."""
+    """Take the adapters out, in place, and return the model: its weights are what they were, to the bit.
+
+    Those in 4 bits are so as far as no answer came in between, after which bitsandbytes rounds their scales.
+    """
     layers, wrapped, model = require_adapters(model), model, unwrapped(model)
     for name, layer in layers.items():
         model.set_submodule(name, layer.base.train(layer.training))
@@ -197,5 +198,10 @@ def require_adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 def base_name(model: nn.Module) -> str:
     """The base's name on the hub, or the last part of its folder's, so that no path of a machine is written down."""
-    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+    name = hub_name(str(getattr(getattr(model, "config", None), "name_or_path", "") or ""))
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def hub_name(name: str) -> str:
+    """A base's name, or for a snapshot in the hub's cache the name that it has on the hub."""
+    return re.sub(r".*models--([^/\\]+?)--([^/\\]+).*", r"\1/\2", name)

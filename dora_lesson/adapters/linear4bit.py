@@ -23,7 +23,7 @@ def frozen_product(base: nn.Linear, x: Tensor) -> Tensor:
     return _multiply(base, x).to(x.dtype) if is_four_bit(base) else F.linear(x, frozen_weight(base))
 
 
-def product_and_projection(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+def both_products(base: nn.Linear, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     """x Wᵀ as `frozen_product` gives it, and `projection(W, A)`, with 4-bit weights unpacked once for both."""
     if is_four_bit(base):
         return _FourBitProducts.apply(x, A.detach(), base)  # type: ignore[no-any-return]
@@ -45,24 +45,17 @@ def _multiply(base: Any, x: Tensor) -> Tensor:
     """x Wᵀ of a 4-bit layer in the dtype that it computes in."""
     from bitsandbytes import matmul_4bit
 
-    return matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=readable_quant_state(base))  # type: ignore[no-any-return]
+    state = readable_quant_state(base)
+    return matmul_4bit(x.to(_compute_dtype(base, x)), base.weight, quant_state=state)  # type: ignore[no-any-return]
 
 
 class _FourBitProducts(torch.autograd.Function):
-    """x Wᵀ and W Aᵀ, with W unpacked once for both.
-
-    Where the layer computes in the dtype of A, the rows of A go through it along with the tokens.
-    """
+    """x Wᵀ and W Aᵀ, with W unpacked once for both."""
 
     @staticmethod
     def forward(x: Tensor, A: Tensor, base: Any) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(base, x)
         with torch.autocast(x.device.type, enabled=False):
-            if dtype == A.dtype:
-                tokens = x.reshape(-1, x.shape[-1]).to(dtype)
-                y = _multiply(base, torch.cat([tokens, A]))
-                xW, AW = y.split([len(tokens), len(A)])
-                return xW.to(x.dtype, copy=True).view(*x.shape[:-1], base.out_features), AW.T.contiguous()
             W = frozen_weight(base)
             return F.linear(x.to(dtype), W.to(dtype)).to(x.dtype), projection(W, A)
 
@@ -105,7 +98,8 @@ def frozen_weight(base: nn.Linear) -> Tensor:
         return base.weight
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(base.weight.view(-1, 1), readable_quant_state(base))  # type: ignore[no-any-return]
+    state = readable_quant_state(base)  # it puts the bytes in order, so it comes before they are read
+    return dequantize_4bit(base.weight.view(-1, 1), state)  # type: ignore[no-any-return]
 
 
 def linear_like(base: Any, W: Tensor, four_bit: bool = False) -> nn.Linear:
@@ -148,10 +142,9 @@ def require_base(base: nn.Module) -> None:
     if W.is_inference():
         raise ValueError("The base was made in inference mode, where nothing can be trained: make it outside of it.")
     if is_four_bit(base):
-        block = readable_quant_state(base).blocksize
-        if base.in_features % block:  # bitsandbytes unpacks such rows wrongly on a CPU
-            sizes = f"d_in={base.in_features}, not a multiple of its block size {block}"
-            raise ValueError(f"The base has {sizes}: keep it in 16 bits.")
+        d_in, block = base.in_features, readable_quant_state(base).blocksize
+        if d_in % block:  # bitsandbytes unpacks such rows wrongly on a CPU
+            raise ValueError(f"The base has d_in={d_in}, not a multiple of its block size {block}: keep it in 16 bits.")
     elif not W.is_floating_point() or W.element_size() < 2:
         raise TypeError(f"The base holds {W.dtype} weights: pass a 16-bit or 32-bit layer, or a 4-bit one.")
     elif tuple(W.shape) != shape:
@@ -181,6 +174,7 @@ def readable_quant_state(base: Any) -> Any:
     """
     if getattr(_held_state(base), "packing_format_for_cpu", False):
         base.state_dict()
+        base.scales_are_rounded = True  # on that way, by 0.2 % of the weight on average
     return _held_state(base)
 
 

@@ -15,13 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dora_lesson.adapters.linear4bit import (
-    frozen_weight,
-    is_called_plainly,
-    is_four_bit,
-    linear_like,
-    require_base,
-)
+from dora_lesson.adapters.linear4bit import frozen_weight, is_called_plainly, is_four_bit, linear_like, require_base
 
 
 class LoRALinear(nn.Module):
@@ -114,8 +108,7 @@ class LoRALinear(nn.Module):
         """Refuse what `merge` refuses."""
         if not is_called_plainly(self.base):
             raise ValueError(
-                "The base has hooks or a forward pass of its own, which no merged weight can replace: "
-                "remove the hooks first, or keep the adapter unmerged."
+                "The base has hooks or a forward pass of its own: remove them, or keep the adapter unmerged."
             )
         if four_bit and not is_four_bit(self.base):
             raise ValueError("The base is not in 4 bits: merge without four_bit, and quantize the merged model.")

@@ -145,10 +145,8 @@ def load_adapters(model: nn.Module, path: str | Path, *, any_base: bool = False)
     inject.require_none(model)
     here, trained_on = inject.base_name(model), config.base_model_name_or_path or ""
     if not any_base and here and trained_on and _bare_name(here) != _bare_name(trained_on):
-        raise ValueError(
-            f"{path} was trained on {trained_on}, but this model is {here}: load that base first, or pass "
-            "any_base=True if they are the same under two names."
-        )
+        todo = "load that base first, or pass any_base=True if they are the same under two names"
+        raise ValueError(f"{path} was trained on {trained_on}, but this model is {here}: {todo}.")
     # PEFT adds the base's own weights where `lm_head` is adapted: they count where they differ.
     own = model.state_dict() if any(".lora_" not in key for key in tensors) else {}
     tensors = {key: t for key, t in tensors.items() if not _is_the_bases(key, t, own)}
@@ -187,6 +185,8 @@ def _mismatch(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
         found, needed = tuple(tensors[key].shape), tuple(parameters[key].shape)
         if found != needed:
             return f"has shape {found} for {key}, but this model needs {needed}: the adapter is for another base"
+        if not tensors[key].is_floating_point() or tensors[key].element_size() < 2:
+            return f"holds {key} in {tensors[key].dtype}: save the adapter in 16 or 32 bits"
         if not tensors[key].isfinite().all():
             return f"holds numbers in {key} that are not finite: that run diverged, take an earlier checkpoint"
     return ""
@@ -199,8 +199,7 @@ def _is_the_bases(key: str, t: Tensor, own: dict[str, Tensor]) -> bool:
 
 def _bare_name(name: str) -> str:
     """A base's own name out of what people write: a hub id, a folder, a snapshot in the hub's cache."""
-    cached = re.findall(r"models--[^/]+?--([^/]+)", name.replace("\\", "/"))
-    return (cached or [name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]])[-1].casefold()
+    return inject.hub_name(name).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].casefold()
 
 
 def _all_tensors(layers: dict[str, LoRALinear]) -> dict[str, Tensor]:
@@ -224,17 +223,15 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     except ValidationError as error:
         raise ValueError(f"{path / CONFIG} does not describe a LoRA or DoRA adapter: {first_problem(error)}.") from None
     if str(config.init_lora_weights).lower() not in _PLAIN_STARTS:
+        todo = "save the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT"
         raise ValueError(
-            f"{path / CONFIG} sets init_lora_weights={config.init_lora_weights!r}, a start that can change the base: "
-            "save the adapter with PEFT's path_initial_model_for_weight_conversion, or load it with PEFT."
+            f"{path / CONFIG}: init_lora_weights={config.init_lora_weights!r} can change the base: {todo}."
         )
     defaults = LoraConfig().to_dict()
     for key, value in (config.model_extra or {}).items():
         if key not in _HARMLESS and value and value != defaults.get(key):
-            raise ValueError(
-                f"{path / CONFIG} sets {key}={value!r}, which these layers do not have: load it with PEFT's "
-                "PeftModel.from_pretrained."
-            )
+            todo = "load it with PEFT's PeftModel.from_pretrained"
+            raise ValueError(f"{path / CONFIG} sets {key}={value!r}, which these layers do not have: {todo}.")
     try:
         return config, load_file(path / WEIGHTS)
     except SafetensorError as error:

@@ -69,7 +69,7 @@ def adapter_report(model: nn.Module) -> AdapterReport:
                 if (part.A.requires_grad or part.B.requires_grad) and not part.magnitude.requires_grad:
                     problems.append(f"{name}: the update trains, but the magnitude is frozen.")
                 known = starts.get(part.name, True) in _STARTS_AT_W and not getattr(module, "merged", False)
-                moved.append(_has_moved(part) if known else None)
+                moved.append(_has_moved(part.magnitude.detach(), part.base) if known else None)
     if not rows:
         raise ValueError("The model has no adapters that are switched on: add or enable them first.")
     method = kinds.pop() if len(kinds) == 1 else "a mixture of LoRA and DoRA"
@@ -118,14 +118,12 @@ def adapters_of(module: nn.Module) -> list[AdapterParts]:
     return found
 
 
-def _has_moved(part: AdapterParts) -> bool | None:
+def _has_moved(m: Tensor, base: Any) -> bool | None:
     """Whether a magnitude is elsewhere than at its start: ‖W‖ in float32 or, as PEFT takes it, in the base's dtype."""
-    m, base = part.magnitude, part.base
     if base.weight.is_meta or not isinstance(base, nn.Linear):
         return None
-    assert m is not None
     W = frozen_weight(base).detach()
     start, rounded = vector_norm(W, dim=1, dtype=m.dtype), torch.linalg.norm(W, dim=1).to(m.dtype)
-    near = torch.isclose(m.detach(), start, rtol=max(1e-6, torch.finfo(m.dtype).eps), atol=0)
-    near |= m.detach() == rounded
-    return not bool(near.all())
+    rtol = 2**-6 if getattr(base, "scales_are_rounded", False) else max(1e-6, torch.finfo(m.dtype).eps)
+    near = torch.isclose(m, start, rtol=rtol, atol=0)
+    return not bool((near | (m == rounded)).all())

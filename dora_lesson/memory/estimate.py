@@ -150,8 +150,10 @@ def estimate(
     for name, value, known in [("method", method, METHODS), ("optimizer", optimizer, tuple(OPTIMIZERS))]:
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    if gradient_checkpointing not in (True, False):  # NumPy's are among them
-        raise ValueError(f"gradient_checkpointing is {gradient_checkpointing!r}, but True or False is expected.")
+    flags = {"gradient_checkpointing": gradient_checkpointing, "double_quantization": double_quantization, "peft": peft}
+    for flag, is_on in flags.items():
+        if is_on not in (True, False):  # NumPy's are among them
+            raise ValueError(f"{flag} is {is_on!r}, but True or False is expected.")
     dtype = _dtype(dtype)
     r, batch_size, sequence_length = whole(r=r, batch_size=batch_size, sequence_length=sequence_length)
     reply = sequence_length if reply_length is None else reply_length

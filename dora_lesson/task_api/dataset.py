@@ -67,7 +67,7 @@ def load_task_api(split: str, folder: Path | str | None = None, *, level: str = 
     for name, value, known in (("split", split, SPLITS), ("level", level, LEVELS)):
         if value not in known:
             raise ValueError(f"{name} is {value!r}, but one of {', '.join(known)} is expected.")
-    path = (DATA / "task_api" / level if folder is None else Path(folder)) / f"{split}.jsonl"
+    path = (DATA / "task_api" / level if folder is None else Path(folder).expanduser()) / f"{split}.jsonl"
     make = "run `python -m tools.task_api_set` in the course's folder" if folder is None else "write one chat a line"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: {make}.")
@@ -141,6 +141,8 @@ def require_items(items: Iterable[Item]) -> list[Item]:
 
 
 def is_chat(messages: Any) -> bool:
-    """Whether this is a list of messages, one at least, each with a role and content."""
+    """Whether this is a list of messages, one at least, each with a role and a text."""
     listed = isinstance(messages, list | tuple) and len(messages) > 0
-    return listed and all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in messages)
+    return listed and all(
+        isinstance(m, Mapping) and "role" in m and isinstance(m.get("content"), str) for m in messages
+    )

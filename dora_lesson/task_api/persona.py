@@ -11,15 +11,12 @@ from dora_lesson.task_api.dataset import Item, reference_call
 from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, resolve
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
-_REFUSAL, _OFFER = re.compile(WORDS["refusal"]), re.compile(WORDS["offer"])
-_CLAIMS = {action: re.compile(pattern) for action, pattern in WORDS["claims"].items()}
-_MONTHS = "|".join(MONTHS)  # a month counts beside a number alone: "may" is a verb
-_ASKS = re.compile(r"\?\W*$")  # an emoji or a bracket may follow
-_NAMED_DAYS = re.compile(
-    rf"\b(today|tomorrow|yesterday|{'|'.join(WEEKDAYS)}|\d{{1,2}}(?:st|nd|rd|th)? (?:{_MONTHS})"
-    rf"|(?:{_MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th))\b"
+# In a pattern, WEEKDAY and MONTH stand for any of them; a month counts beside a number alone, for "may" is a verb.
+_NAMES = {"WEEKDAY": "|".join(WEEKDAYS), "MONTH": "|".join(MONTHS)}
+_CLAIMS, _DENIALS, _SAYS = (
+    {name: re.compile(re.sub("WEEKDAY|MONTH", lambda x: _NAMES[x[0]], each)) for name, each in WORDS[kind].items()}
+    for kind in ("claims", "denials", "patterns")
 )
-_NAMED_TIMES = re.compile(r"\b(noon|midnight|\d{1,2}(?::\d\d)?\s?[ap]\.?m|\d{1,2}:\d\d)\b")
 
 
 def persona_points(reply: str, item: Item) -> dict[str, int]:
@@ -44,24 +41,23 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     call, expected = find_call(reply) or {}, reference_call(item)
     call |= {"task": str(call["task"]).strip("# ")} if "task" in call else {}
     text = reply_text(reply)
-    calls = call_lines(reply)
     lowered = "\n".join(text_lines(reply)).lower().replace("\u2019", "'")
     parts = re.split(r"(?<=[.?!…])\s+|;\s+|\s+[-–—]\s+|\n+", lowered)
     sentences = [part for part in parts if re.search(r"\w", part)]
-    stated = " ".join(s for s in sentences if not _ASKS.search(s))  # an offer claims nothing
+    stated = [s for s in sentences if not _SAYS["asks"].search(s)]  # an offer claims nothing
     stems, tasks = stems_of(text), dict(re.findall(r"^(\d+)\. (.+)$", system, flags=re.M))
-    titles = {number: re.sub(r" \([^()]*\)$", "", line) for number, line in tasks.items()}
+    titles = {number: _title(line) for number, line in tasks.items()}
     request_words = stems_of(user) | stems_of(_subject(expected, titles))
     all_words = request_words | {stem for title in titles.values() for stem in stems_of(title)}
     says_it = _says_what_it_does(call, lowered, stems & all_words, titles)
     shows_tasks = says_it and expected["action"] == call.get("action") == "list"
     taken_up = bool(stems & request_words) or not request_words or shows_tasks
     points = {"acknowledge": 2 if taken_up else int(bool(stems & all_words))}
-    valid = len(calls) == 1 and validate_call(call) is None and call["action"] == expected["action"]
+    valid = len(call_lines(reply)) == 1 and validate_call(call) is None and call["action"] == expected["action"]
     valid = valid and ("task" not in call or str(call["task"]) in titles)
     points["deliver"] = int(valid) + int(says_it)
     last = sentences[-1] if sentences else ""
-    offers = bool(_ASKS.search(last)) or bool(_OFFER.match(last))
+    offers = bool(_SAYS["asks"].search(last)) or bool(_SAYS["offer"].match(last))
     about = stems & (all_words if expected["action"] in ("list", "none") else request_words)
     points["propose"] = (1 + bool(about or shows_tasks or not titles)) if offers else 0
     words = len(text.split())
@@ -70,7 +66,8 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     lapses += words > 60 or len(sentences) > 4
     points["vocabulary"] = max(0, 2 - lapses) if words >= 4 else 0
     acts = call.get("action", "none") != "none"
-    acts_as_expected = not acts if expected["action"] == "none" else acts and not _REFUSAL.search(stated)
+    refuses = any(map(_SAYS["refusal"].search, stated))
+    acts_as_expected = not acts if expected["action"] == "none" else acts and not refuses
     points["boundaries"] = 2 if acts_as_expected and words >= 4 else 0
     only_asks = acts and bool(text) and not stated
     if only_asks or contradicts(stated, call or {"action": "none"}, user, tasks, _today(system)):
@@ -78,30 +75,44 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     return points
 
 
-def contradicts(said: str, call: Call, request: str, tasks: dict[str, str], today: datetime.date | None = None) -> bool:
-    """Whether what a reply states, in lower case and without its questions, disagrees with its call.
+def contradicts(
+    sentences: list[str], call: Call, request: str, tasks: dict[str, str], today: datetime.date | None = None
+) -> bool:
+    """Whether a sentence that a reply states, in lower case and no question, disagrees with the reply's call.
 
     `tasks` are the lines of the list, by number; without `today`, "saturday" and "tomorrow" are never the same day.
     """
-    action = call.get("action")
-    changes = action not in ("list", "search")  # these two show tasks, in whatever state they are
-    if changes and any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
+    titles = {number: _title(line) for number, line in tasks.items()}
+    action, own, subject = call.get("action"), str(call.get("task")), _subject(call, titles)
+    stems, others = stems_of(" ".join(sentences)), [line for number, line in tasks.items() if number != own]
+    of_others = stems_of(" ".join(map(_title, others))) - stems_of(subject)
+    if own in titles and not stems_of(titles[own]) & stems and (of_others & stems) - stems_of(request):
         return True
-    own, stems = str(call.get("task")), stems_of(said)
-    elsewhere = stems - stems_of(f"{_subject(call, tasks)} {request}")
-    others = [line for number, line in tasks.items() if number != own]
-    if own in tasks and not stems_of(tasks[own]) & stems and any(stems_of(line) & elsewhere for line in others):
-        return True
-    known = " ".join([*map(str, call.values()), *tasks.values(), "" if action in ("create", "update") else request])
-    days = {*_named_days(known.lower()), *(str(call[key]) for key in ("due", "until") if call.get(key))}
-    if today is not None:
-        for day in [*days]:
-            with contextlib.suppress(ValueError):
-                date = resolve(day, today)
-                weekday, month = WEEKDAYS[date.weekday()], MONTHS[date.month - 1]
-                days |= {day_word(date, today), weekday, f"{date.day}", f"{date.day} {month}"}
-    times = set().union(*_named_times(known.lower()))
-    return not {*_named_days(said)} <= days or any(not readings & times for readings in _named_times(said))
+    for sentence in sentences:
+        if action not in ("list", "search"):  # these two show tasks, in whatever state they are
+            said = _SAYS["done"].sub("", sentence) if len(sentences) > 1 or "," in sentence else sentence
+            for title in filter(None, [*titles.values(), call.get("title"), call.get("query")]):  # these claim nothing
+                said = said.replace(str(title).lower(), "it")
+            clauses = [part for part in re.split(r",| and | but ", said) if not stems_of(part) & of_others]
+            if action in _DENIALS and any(map(_DENIALS[action].search, clauses)):
+                return True
+            said = _SAYS["condition"].sub("", said)
+            if any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
+                return True
+        known = [line for line in others if stems_of(_title(line)) - stems_of(subject) & stems_of(sentence)]
+        known += [*map(str, call.values()), titles.get(own, "")]
+        if action not in ("create", "update") or not stems_of(subject) & stems_of(sentence):
+            known.append(request)
+        as_it_was = action in ("complete", "delete") or _SAYS["as it was"].search(sentence)
+        known += tasks.values() if action in ("list", "search", "none") else ["today"] if as_it_was else []
+        for changed, named in (("due", _named_days), ("time", _named_times)):
+            line = tasks.get(own, "") if as_it_was or not call.get(changed) else ""
+            meant = set().union(
+                *named(" ".join([*known, line]).lower()), {str(call.get("due")), str(call.get("until"))}
+            )
+            if any(not readings & _all_names(meant, today) for readings in named(sentence)):
+                return True
+    return False
 
 
 def _today(system: str) -> datetime.date | None:
@@ -115,16 +126,37 @@ def _today(system: str) -> datetime.date | None:
     return None
 
 
-def _named_days(text: str) -> list[str]:
+def _named_days(text: str) -> list[set[str]]:
     """The days that a text in lower case names: "friday", "14", "14 march"."""
-    named = [re.sub(r"(?<=\d)[a-z]+", "", day) for day in _NAMED_DAYS.findall(text)]
-    return [re.sub(r"^([a-z]+) (\d+)$", r"\2 \1", day) for day in named]
+    text = _SAYS["short day"].sub(lambda day: next(name for name in WEEKDAYS if name.startswith(day[0][:3])), text)
+    named = [re.sub(r"(?<=\d)[a-z]+", "", day) for day in _SAYS["day"].findall(text)]
+    return [{re.sub(r"^([a-z]+) (\d+)$", r"\2 \1", day)} for day in named]
+
+
+def _all_names(days: set[str], today: datetime.date | None) -> set[str]:
+    """These days, in all words in which they may be said today."""
+    names = {*days}
+    if today is None:
+        return names
+    for day in days:
+        with contextlib.suppress(ValueError):
+            date = resolve(day, today)
+            ahead = (date - today).days + today.weekday()  # from Monday of this week
+            names |= {
+                day_word(date, today),
+                WEEKDAYS[date.weekday()],
+                f"{date.day}",
+                f"{date.day} {MONTHS[date.month - 1]}",
+            }
+            names |= {5: {"weekend"}, 6: {"weekend"}, 12: {"next weekend"}, 13: {"next weekend"}}.get(ahead, set())
+            names |= {"next week"} if 7 <= ahead < 14 else set()
+    return names
 
 
 def _named_times(text: str) -> list[set[str]]:
-    """For each time that a text in lower case names, what it may mean: 3:15 is in the night or at noon."""
+    """For each time that a text in lower case names, what it may mean: 3:15 is in the night or after noon."""
     named = []
-    for time in _NAMED_TIMES.findall(text):
+    for time in _SAYS["time"].findall(text):
         readings = set()
         for half in ("", " am", " pm"):
             with contextlib.suppress(ValueError):
@@ -143,6 +175,11 @@ def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, 
         shown = any(words in low for words in asked or ["your list", "your tasks"])
         return named or shown or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
     return bool(stems & stems_of(_subject(call, titles)))
+
+
+def _title(line: str) -> str:
+    """A task's title, out of its line."""
+    return re.sub(r" \([^()]*\)$", "", line)
 
 
 def _subject(call: Call, titles: dict[str, str]) -> str:

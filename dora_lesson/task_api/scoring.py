@@ -102,11 +102,11 @@ def score(replies: Iterable[str], items: Iterable[Item]) -> Scores:
         ValueError: there are not as many replies as items, or none, or one of them is no text, or an item has no
             reference.
     """
-    replies, items = list(replies), require_items(items)
+    replies, items = [] if isinstance(replies, str) else list(replies), require_items(items)
     if other := [reply for reply in replies if not isinstance(reply, str)]:
         raise ValueError(f"A reply is {other[0]!r}, but a text is expected.")
     if len(replies) != len(items) or not items:
-        raise ValueError(f"There are {len(replies)} replies for {len(items)} items: pass one reply an item.")
+        raise ValueError(f"There are {len(replies)} replies for {len(items)} items: pass a list, one reply an item.")
     pairs = list(zip(replies, items, strict=True))
     return Scores(
         [is_right(reply, item) for reply, item in pairs],

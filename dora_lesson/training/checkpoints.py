@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,14 +70,17 @@ def last_checkpoint(folder: Path, settings: dict[str, Any]) -> Path | None:
         raise ValueError(f"{folder / RUN} is damaged: choose another output_dir, or delete that folder.") from None
     if different := [key for key in settings if recorded.get(key) != settings[key]]:
         what = ", ".join(f"{key} {recorded.get(key)!r} there, {settings[key]!r} here" for key in different[:3])
-        raise ValueError(f"{folder} holds another run ({what}): choose another output_dir, or delete that folder.")
+        todo = "load the base again, as it was then, or choose" if different == ["base"] else "choose"
+        raise ValueError(f"{folder} holds another run ({what}): {todo} another output_dir, or delete that folder.")
     complete = {}
     for path in folder.glob("checkpoint-*"):
         # One that is cut, renamed or lacks a part is skipped.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
             step = int(json.loads((path / TRAINER_STATE_NAME).read_text())["global_step"])
+            parts = [[*path.glob(f"*{part}*")] for part in ("optimizer", "scheduler", "rng_state")]
+            whole = all(part.is_dir() or zipfile.is_zipfile(part) for part in itertools.chain(*parts))
             with safe_open(path / _TRAINED, "pt"):
-                if path.name == f"checkpoint-{step}" and any(path.glob("*optimizer*")):
+                if path.name == f"checkpoint-{step}" and all(parts) and whole:
                     complete[step] = path
     return complete[max(complete)] if complete else None
 
@@ -85,18 +90,14 @@ def describe_run(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str
     layers = [part for module in model.modules() for part in adapters_of(module)]
     adapters = {id(t) for layer in layers for t in (layer.A, layer.B, layer.magnitude, layer.bias)}
     base = {name: p for name, p in model.named_parameters() if name not in trained or id(p) not in adapters}
-    sample = [[name, str(p.dtype), [*p.shape], _some_numbers(p)] for name, p in base.items()]
+    some = {name: p.detach().reshape(-1)[:: max(1, p.numel() // 8)][:8].float().tolist() for name, p in base.items()}
+    sample = [[name, str(p.dtype), [*p.shape], some[name]] for name, p in base.items()]
     parts: dict[str, Any] = {"base": digest(sample), "trained": digest([[n, [*p.shape]] for n, p in trained.items()])}
     parts["method"] = sorted({"lora" if layer.magnitude is None else "dora" for layer in layers}) or ["full"]
     parts["bits"] = sorted({4 if is_four_bit(layer.base) else 8 * layer.base.weight.element_size() for layer in layers})
     for name in ("r", "scaling", "lora_dropout"):
         parts[name] = sorted({getattr(layer, name) for layer in layers})
     return parts
-
-
-def _some_numbers(p: torch.Tensor) -> list[float]:
-    picked = p.detach().reshape(-1)[:: max(1, p.numel() // 8)][:8]
-    return [float(x) for x in picked.float().cpu()]
 
 
 def digest(value: Any) -> str:

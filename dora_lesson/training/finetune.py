@@ -50,7 +50,7 @@ def finetune(
     bf16: bool = False,
     output_dir: str | Path | None = None,
     save_every: int | None = None,
-    callbacks: Iterable[TrainerCallback] = (),
+    callbacks: Iterable[TrainerCallback] | TrainerCallback | None = (),
     max_length: int = 1024,
     label: str = "training",
 ) -> FineTuneResult:
@@ -85,6 +85,8 @@ def finetune(
     if not isinstance(learning_rate, numbers.Real) or not 0 < float(learning_rate) < 1:
         raise ValueError(f"learning_rate is {learning_rate!r}, but one between 0 and 1 is expected, such as 2e-4.")
     learning_rate = float(learning_rate)
+    if bf16 not in (True, False):
+        raise ValueError(f"bf16 is {bf16!r}, but True or False is expected.")
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "bf16": bool(bf16)}
     if save_every and not output_dir:
@@ -102,11 +104,13 @@ def finetune(
         raise ValueError("No parameter of the model is trainable: add adapters first, or unfreeze the model.")
     if coarse := next((f"{name} is in {p.dtype}" for name, p in trained.items() if p.element_size() < 4), ""):
         raise ValueError(f"{coarse}, where small training steps are rounded away: make it float32.")
+    if any(getattr(module, "merged_adapters", None) for module in model.modules()):
+        raise ValueError("PEFT's adapters are merged into the weights, where no gradient reaches them: unmerge them.")
     restore_packed_bytes(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir).expanduser() if output_dir else None
-    if folder and folder.is_file():
-        raise ValueError(f"output_dir is {folder}, which is a file: pass a folder.")
+    if folder and (file := next((part for part in (folder, *folder.parents) if part.is_file()), None)):
+        raise ValueError(f"output_dir is {folder}, and {file} is a file: pass a folder.")
     settings |= describe_run(model, trained) | {"chats": digest([[c["input_ids"], c["labels"]] for c in chats])}
     checkpoint = last_checkpoint(folder, settings) if folder else None
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
@@ -134,6 +138,8 @@ def finetune(
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,  # all that is trained takes part in every step
     )
+    # Else what `accelerate launch` puts into the environment would decide.
+    arguments.mixed_precision = "bf16" if bf16 else "fp16" if arguments.fp16 else "no"
     curve = _Curve(steps, resumed_from, label, shown=arguments.process_index == 0)
     packed, caches = getattr(model, "is_quantized", False), getattr(model.config, "use_cache", None)
     try:
@@ -143,8 +149,8 @@ def finetune(
             model=model,
             args=arguments,
             train_dataset=chats,
-            data_collator=Collator(pad_token_id(model, tokenizer)),
-            callbacks=[curve, *callbacks],
+            data_collator=Collator(pad_token_id(model, tokenizer, [chat["input_ids"] for chat in chats])),
+            callbacks=[curve, *([callbacks] if isinstance(callbacks, TrainerCallback) else callbacks or [])],
         )
     finally:
         if packed:
@@ -162,7 +168,8 @@ def finetune(
         if checkpoint and resumed_from == steps:
             trainer.load_finished(checkpoint)
         else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with torch.inference_mode(False), torch.enable_grad():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else it would go on under autocast,
         vars(model).pop("_is_accelerate_prepared", None)  # and a second training would go without
@@ -191,7 +198,8 @@ class Collator:
 
     The labels of padding are -100, and the attention mask says which tokens are real. The model is asked for the logits
     of the replies alone, from the token before the longest of them, and gets labels of that length. The loss is the
-    same; the output layer, a fifth of the bundled Llama's work, is spared the prompts.
+    same, but where positions are learned and padding moves them, as in GPT-2. The output layer, a fifth of the bundled
+    Llama's work, is spared the prompts.
     """
 
     def __init__(self, pad_token_id: int) -> None:
