@@ -65,6 +65,11 @@ def whole(least: int = 1, **values: Any) -> list[int]:
     return [int(value) for value in values.values()]
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """The file that keeps a folder from being made: the path itself, or a part of it."""
+    return next((part for part in (folder, *folder.parents) if part.is_file()), None)
+
+
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found, in one sentence: "steps is 0: Input should be greater than 0"."""
     problem = error.errors()[0]

@@ -107,9 +107,7 @@ class LoRALinear(nn.Module):
     def require_mergeable(self, four_bit: bool = False) -> None:
         """Refuse what `merge` refuses."""
         if not is_called_plainly(self.base):
-            raise ValueError(
-                "The base has hooks or a forward pass of its own: remove them, or keep the adapter unmerged."
-            )
+            raise ValueError("The base has hooks or a forward pass of its own: remove the hooks, or do not merge.")
         if four_bit and not is_four_bit(self.base):
             raise ValueError("The base is not in 4 bits: merge without four_bit, and quantize the merged model.")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dora_lesson.adapters import inject
 from dora_lesson.adapters.dora import DoRALinear
 from dora_lesson.adapters.lora import LoRALinear
-from dora_lesson.core import first_problem
+from dora_lesson.core import file_in_the_way, first_problem
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -92,7 +92,7 @@ def save_adapters(model: nn.Module, path: str | Path) -> Path:
     if off := [f"{name} has scaling {x.scaling:g}" for name, x in layers.items() if not x.scaling > 0]:
         raise ValueError(f"{off[0]}, but a folder holds positive ones alone: set it back before you save.")
     path = Path(path).expanduser().resolve()
-    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+    if file := file_in_the_way(path):
         raise ValueError(f"{file} is a file: choose a folder.")
     config = LoraConfig(
         r=first.r,

@@ -38,7 +38,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
     packing = setup.four_bit and not request.came_packed  # a base that came packed carries its own configuration
     quantized = ", quantization_config=packing" if packing else ""
     packing = packing or request.packed == "nf4"
-    place = "" if several else _PLACES[request.device]
+    place = "" if several else _PLACES.get(request.device)
     config = [*lora_config(setup).items()]
     n = setup.sequences(request.gpus)  # chats a step
     a_pass = f"-(-len(chats) // {n})"  # its steps
@@ -58,7 +58,7 @@ def script(request: Request, setup: TrainingSetup, data: str | Path, base: str |
         n=n,
         dtype=dtype,
         quantized=quantized,
-        where=f"place = {place}\n" if "if" in place else "",
+        where=f"place = {place}\n" if place else "",
         place=_loaded_on(request, setup),
         config=",\n    ".join(", ".join(f"{k}={_quoted(v)}" for k, v in each) for each in (config[:4], config[4:])),
         size=setup.batch_size,
@@ -142,7 +142,6 @@ _AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
 _PLACES = {
     "cuda": '"cuda" if torch.cuda.is_available() else "cpu"',
     "mps": '"mps" if torch.backends.mps.is_available() else "cpu"',
-    "cpu": "",
 }
 _PROGRAM = """\
 # {headline}: {launch} train.py

@@ -107,10 +107,10 @@ def contradicts(
         known += tasks.values() if action in ("list", "search", "none") else ["today"] if as_it_was else []
         for changed, named in (("due", _named_days), ("time", _named_times)):
             line = tasks.get(own, "") if as_it_was or not call.get(changed) else ""
-            meant = set().union(
-                *named(" ".join([*known, line]).lower()), {str(call.get("due")), str(call.get("until"))}
-            )
-            if any(not readings & _all_names(meant, today) for readings in named(sentence)):
+            meant = set().union(*named(" ".join([*known, line]).lower()))
+            if changed == "due":
+                meant = _all_names(meant | {str(call[key]) for key in ("due", "until") if call.get(key)}, today)
+            if any(not readings & meant for readings in named(sentence)):
                 return True
     return False
 

@@ -90,14 +90,17 @@ def describe_run(model: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str
     layers = [part for module in model.modules() for part in adapters_of(module)]
     adapters = {id(t) for layer in layers for t in (layer.A, layer.B, layer.magnitude, layer.bias)}
     base = {name: p for name, p in model.named_parameters() if name not in trained or id(p) not in adapters}
-    some = {name: p.detach().reshape(-1)[:: max(1, p.numel() // 8)][:8].float().tolist() for name, p in base.items()}
-    sample = [[name, str(p.dtype), [*p.shape], some[name]] for name, p in base.items()]
+    sample = [[name, str(p.dtype), [*p.shape], _some_numbers(p)] for name, p in base.items()]
     parts: dict[str, Any] = {"base": digest(sample), "trained": digest([[n, [*p.shape]] for n, p in trained.items()])}
     parts["method"] = sorted({"lora" if layer.magnitude is None else "dora" for layer in layers}) or ["full"]
     parts["bits"] = sorted({4 if is_four_bit(layer.base) else 8 * layer.base.weight.element_size() for layer in layers})
     for name in ("r", "scaling", "lora_dropout"):
         parts[name] = sorted({getattr(layer, name) for layer in layers})
     return parts
+
+
+def _some_numbers(p: torch.Tensor) -> list[float]:
+    return p.detach().reshape(-1)[:: max(1, p.numel() // 8)][:8].float().tolist()  # type: ignore[no-any-return]
 
 
 def digest(value: Any) -> str:

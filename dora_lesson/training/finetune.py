@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from dora_lesson.adapters.inject import adapted_layers
 from dora_lesson.adapters.linear4bit import restore_packed_bytes
-from dora_lesson.core import whole
+from dora_lesson.core import file_in_the_way, whole
 from dora_lesson.task_api.chats import encode_chat, pad_token_id
 from dora_lesson.task_api.dataset import Item, require_items
 from dora_lesson.training.checkpoints import RUN, TrainedOnly, describe_run, digest, last_checkpoint
@@ -109,7 +109,7 @@ def finetune(
     restore_packed_bytes(model)  # the model may have answered before
     device = next(model.parameters()).device
     folder = Path(output_dir).expanduser() if output_dir else None
-    if folder and (file := next((part for part in (folder, *folder.parents) if part.is_file()), None)):
+    if folder and (file := file_in_the_way(folder)):
         raise ValueError(f"output_dir is {folder}, and {file} is a file: pass a folder.")
     settings |= describe_run(model, trained) | {"chats": digest([[c["input_ids"], c["labels"]] for c in chats])}
     checkpoint = last_checkpoint(folder, settings) if folder else None
