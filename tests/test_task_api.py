@@ -219,6 +219,12 @@ def test_a_deeply_nested_line_is_no_call():
     assert find_call("[" * 100_000) is None
 
 
+@pytest.mark.parametrize("action", [["complete"], {"a": 1}, [], None, 5])
+def test_an_action_that_is_no_text_is_a_wrong_call(action):
+    found = score([f"The bank is called.\n{json.dumps({'action': action, 'task': 1})}"], [BANK])
+    assert found.right == found.right_action == [False] and found.persona[0] < 8
+
+
 def test_replies_and_items_must_pair():
     with pytest.raises(ValueError, match="0 replies for 1 items"):
         score([], [json.loads(a_line())])
@@ -265,6 +271,12 @@ MOWED = an_item("lawn is mowed", f"ok{MOWED_CALL}", SYSTEM + RENT)
 MILK_CALL = '\n{"action": "create", "title": "buy milk", "due": "friday"}'
 MILK = an_item("need milk by friday", f"ok{MILK_CALL}", SYSTEM + RENT)
 AWFUL = an_item("taxes are awful", 'ok\n{"action": "none"}', SYSTEM + RENT)
+NOTHING, NO_DATE = '\n{"action": "none"}', '\n{"action": "update", "task": 3, "due": null}'
+DATELESS = an_item("remove the date from the rent", f"ok{NO_DATE}", SYSTEM + RENT)
+HIGH_CALL = '\n{"action": "update", "task": 4, "priority": "high"}'
+HIGH = an_item("the tax form is important", f"ok{HIGH_CALL}", SYSTEM + RENT)
+NEXT_CALL = '\n{"action": "update", "task": 4, "due": "next friday"}'
+NEXT = an_item("tax form next friday", f"ok{NEXT_CALL}", SYSTEM + RENT)
 LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}')
 
 
@@ -304,6 +316,17 @@ LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}
         (AWFUL, 'Once the tax form is done, the rest is easy. Shall I move the tax form?\n{"action": "none"}', 10),
         (AWFUL, 'Nothing has changed, the tax form waits. Shall I move the tax form?\n{"action": "none"}', 10),
         (MILK, "Added milk for Friday so you won't forget it. Want a time for the milk?" + MILK_CALL, 10),
+        # Less is left of a task, an hour with a dot, a number that is no day, and what stands on the list already.
+        (DATELESS, "Removed the date from the rent. Want a time for the rent?" + NO_DATE, 10),
+        (DATELESS, "Date removed: pay the rent. Want a time for the rent?" + NO_DATE, 10),
+        (DATELESS, "The date is gone from the rent. Want a time for the rent?" + NO_DATE, 10),
+        (AT_3, "Moved: the bank is at 3.15 pm. Another day for the bank?" + AT_3["messages"][-1]["content"][2:], 10),
+        (MOWED, "The 2nd task is done: mow the lawn. Want to plan mowing?" + MOWED_CALL, 10),
+        (AWFUL, "The tax form is on your list. Shall I move the tax form?" + NOTHING, 10),
+        (AWFUL, "Well done. I changed nothing about taxes. Shall I move the tax form?" + NOTHING, 10),
+        (HIGH, "Marked high: the tax form. Want a day for the tax form?" + HIGH_CALL, 10),
+        (NEXT, "The tax form is moved to Friday 13 March. Want a time for the form?" + NEXT_CALL, 10),
+        (NEXT, "The tax form is moved to Friday next week. Want a time for the form?" + NEXT_CALL, 10),
     ],
 )
 def test_good_replies_get_full_points(item, reply, points):
@@ -356,6 +379,18 @@ def test_good_replies_get_full_points(item, reply, points):
         (MOWED, "Nothing is ticked off, the lawn stays. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
         (MILK, "Milk cannot be added. Want a time for the milk?" + MILK_CALL, "deliver", 0),
         (MILK, "Added: buy milk, tomorrow. Want a time for the milk?" + MILK_CALL, "deliver", 0),
+        # A week, a priority or a date that the call does not mean, and a task that is said not to be there.
+        (NEXT, "The tax form is moved to Friday the 6th. Want a time for the form?" + NEXT_CALL, "deliver", 0),
+        (TAX, "The tax form is moved to next Friday. Want a time for the form?" + TAX_CALL, "deliver", 0),
+        (HIGH, "Marked low: the tax form. Want a day for the tax form?" + HIGH_CALL, "deliver", 0),
+        (MILK, "Added: buy milk, Friday, high priority. Want a time for the milk?" + MILK_CALL, "deliver", 0),
+        (DATELESS, "The rent is due on Friday. Want a time for the rent?" + NO_DATE, "deliver", 0),
+        (MOWED, "There is no task about the lawn. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
+        (MOWED, "The lawn isn't on the list. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
+        (MOWED, "The lawn is still open. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
+        (BANK, "There is no such task as the bank. Want a time for it?" + CALL, "deliver", 0),
+        (LIST, 'Deleted: call the bank. Shall I move it?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
+        (LIST, 'I have moved the bank. Shall I go on?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
         (BANK, "", "vocabulary", 0),
         (BANK, CALL, "boundaries", 0),
     ],

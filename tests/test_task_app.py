@@ -56,6 +56,15 @@ THURSDAY = datetime.date(2026, 3, 12)
         ("friday next week", "2026-03-20"),
         ("next weekend", "2026-03-21"),
         ("2026-12-24", "2026-12-24"),
+        ("Thursday 12 March", "2026-03-12"),
+        ("Friday, 20 March 2026", "2026-03-20"),
+        ("saturday march 14th", "2026-03-14"),
+        ("friday the 13th", "2026-03-13"),
+        ("weds", "2026-03-18"),
+        ("tomorrow morning", "2026-03-13"),
+        ("friday evening", "2026-03-13"),
+        ("by 14th", "2026-03-14"),
+        ("on 14", "2026-03-14"),
     ],
 )
 def test_a_day_is_read_as_it_is_said(due, date):
@@ -84,13 +93,17 @@ def test_this_weekend_is_the_one_that_one_is_in(today, days):
     assert resolve("the weekend", said_on) == found[0].due
 
 
-@pytest.mark.parametrize("due", ["31 february", "the 32nd", "30 february 2028", "2026-02-30", "0", "in 99999999 weeks"])
+@pytest.mark.parametrize(
+    "due", ["31 february", "the 32nd", "30 february 2028", "2026-02-30", "0", "in 99999999 weeks", "saturday 13 march"]
+)
 def test_a_day_that_no_calendar_has_is_named(due):
     with pytest.raises(ValueError, match=f"The calendar has no day '{due}'"):
         resolve(due, THURSDAY)
 
 
-@pytest.mark.parametrize("due", [None, "", "someday", "soon", "friday or so", "15:00", "the dentist"])
+@pytest.mark.parametrize(
+    "due", [None, "", "someday", "soon", "friday or so", "15:00", "the dentist", "at 3", "by 12", "until 10"]
+)
 def test_what_is_no_day_is_refused_with_an_example(due):
     with pytest.raises(ValueError, match="is not a day: say one such as tomorrow"):
         resolve(due, THURSDAY)
@@ -100,7 +113,8 @@ def test_what_is_no_day_is_refused_with_an_example(due):
     ("time", "clock_time"),
     [("3pm", "15:00"), ("3 PM", "15:00"), ("at 3:15pm", "15:15"), ("3:05 p.m.", "15:05"), ("12am", "00:00"),
      ("12:30pm", "12:30"), ("noon", "12:00"), ("9:30", "09:30"), ("15:00", "15:00"), ("23:59", "23:59"),
-     ("at noon", "12:00"), ("3.30pm", "15:30")],
+     ("at noon", "12:00"), ("3.30pm", "15:30"), ("Noon!", "12:00"), ("midday", "12:00"), ("12 noon", "12:00"),
+     ("3  pm.", "15:00"), ("by 3pm", "15:00"), (datetime.time(15), "15:00"), (datetime.time(9, 5, 7), "09:05")],
 )  # fmt: skip
 def test_a_time_is_read_as_it_is_said(time, clock_time):
     assert clock(time) == clock_time
@@ -206,6 +220,8 @@ def test_undo_takes_back_one_change_at_a_time_and_looking_is_none():
         ({"action": "search", "query": "bans"}, ["call the bank"]),
         ({"action": "search", "query": "las"}, []),
         ({"action": "search", "query": "!!"}, []),
+        ({"action": "search", "query": "it"}, []),
+        ({"action": "search", "query": "the"}, ["call the bank", "mow the lawn"]),
     ],
 )
 def test_lists_and_searches_find_their_tasks(call, titles):
@@ -221,11 +237,18 @@ def test_lists_and_searches_find_their_tasks(call, titles):
         ({"action": "list", "until": "the weekend"}, [12, 14, 15]),
         ({"action": "list", "until": "next week"}, [12, 14, 15, 16, 22]),
         ({"action": "list", "due": "the weekend", "until": "saturday"}, [14]),
+        ({"action": "list", "due": "saturday", "until": "monday"}, [14, 15, 16]),
     ],
 )
 def test_a_list_for_several_days_holds_them_all(call, days):
     dated = [Task(f"task of the {day}th", datetime.date(2026, 3, day)) for day in (12, 14, 15, 16, 22, 23)]
     assert [task.due.day for task in TaskList(dated, today=THURSDAY).execute(call)] == days
+
+
+@pytest.mark.parametrize("asked", ["taxes", "dishes", "batteries", "movies", "bosses"])
+def test_a_search_for_several_finds_one(asked):
+    tasks = TaskList(["file the tax return", "wash the dish", "buy a battery", "see a movie", "write to the boss"])
+    assert len(tasks.execute({"action": "search", "query": asked})) == 1
 
 
 @pytest.mark.parametrize(
@@ -238,6 +261,7 @@ def test_a_list_for_several_days_holds_them_all(call, days):
         ({"action": "update", "task": 1, "due": "someday"}, "due is 'someday'"),
         ({"action": "create"}, "needs the field 'title'"),
         ({"action": "fly"}, "unknown action 'fly'"),
+        ('{"action": "list"}', "a dict is expected"),
         ({"action": "update", "task": 1}, "changes nothing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,12 +127,12 @@ class TaskList:
 def _is_asked_for(task: Task, call: Call, days: dict[str, tuple[datetime.date, datetime.date]]) -> bool:
     """Whether a list or a search is about this task. A word of a search may be the beginning of one in the title."""
     query = str(call.get("query", ""))
-    asked = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in content_words(query)]
-    words = content_words(task.title)
+    asked = [re.sub(r"(?<=\w\w\w)(ies|es|s)$", "", word) for word in content_words(query)]
+    asked = asked or query.lower().split()  # stop words alone, such as "IT", or signs
+    words = content_words(task.title) + task.title.lower().split()
     found = all(any(word.startswith(part) for word in words) for part in asked)
-    found = found if asked else query.lower().strip() in task.title.lower()
     first = days["due"][0] if "due" in days else datetime.date.min
-    last = min(last for _, last in days.values()) if days else datetime.date.max
+    last = days["until" if "until" in days else "due"][1] if days else datetime.date.max
     due_then = not days or (task.due is not None and first <= task.due <= last)
     return found and due_then and call.get("priority") in (None, task.priority)
 

@@ -80,7 +80,7 @@ class Delete(_Call):
 
 
 class List(_Call):
-    """Show the tasks of a day, those up to a day, those of a priority, or all."""
+    """Show the tasks of a day, those up to a day, those from one day to another, those of a priority, or all."""
 
     action: Literal["list"]
     due: _Day | None = None
@@ -112,9 +112,10 @@ def read_call(call: Any) -> Any:
     Raises:
         ValueError: what is wrong with it, in a few words.
     """
-    if not isinstance(call, dict) or not isinstance(call.get("action"), str) or call["action"] not in ACTIONS:
-        action = call.get("action") if isinstance(call, dict) else call
-        raise ValueError(f"unknown action {action!r}: one of {', '.join(ACTIONS)} is expected")
+    if not isinstance(call, dict):
+        raise ValueError(f"a call is {call!r:.60}, but a dict is expected, such as {{'action': 'list'}}")
+    if not isinstance(call.get("action"), str) or call["action"] not in ACTIONS:
+        raise ValueError(f"unknown action {call.get('action')!r:.60}: one of {', '.join(ACTIONS)} is expected")
     try:
         return _CALLS.validate_python(call)
     except ValidationError as error:
@@ -127,7 +128,7 @@ def read_call(call: Any) -> Any:
         if key not in call:
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         expected = _EXPECTED[key].__metadata__[-1].description
-        raise ValueError(f"{key} is {call[key]!r}, but {expected} is expected") from None
+        raise ValueError(f"{key} is {call[key]!r:.60}, but {expected} is expected") from None
 
 
 _EXPECTED: dict[str, Any] = {"task": _Number, "title": _Text, "query": _Text, "due": _Day, "until": _Day}

@@ -62,9 +62,7 @@ def pad_token_id(model: Any, tokenizer: Any, chats: Iterable[Sequence[int]] = ()
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, chats), default=0)
     if pad is None or not 0 <= pad < rows:
-        raise ValueError(
-            f"The tokenizer pads with token {pad}, of {rows}: set tokenizer.pad_token = tokenizer.eos_token."
-        )
+        raise ValueError(f"The tokenizer pads with token {pad}, of {rows}: set tokenizer.pad_token to its eos_token.")
     if largest >= rows:
         raise ValueError(f"A chat has token {largest}, but the model has {rows} rows: load the model's own tokenizer.")
     return int(pad)

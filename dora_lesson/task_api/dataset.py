@@ -142,7 +142,6 @@ def require_items(items: Iterable[Item]) -> list[Item]:
 
 def is_chat(messages: Any) -> bool:
     """Whether this is a list of messages, one at least, each with a role and a text."""
-    listed = isinstance(messages, list | tuple) and len(messages) > 0
-    return listed and all(
-        isinstance(m, Mapping) and "role" in m and isinstance(m.get("content"), str) for m in messages
-    )
+    if not isinstance(messages, list | tuple) or not messages:
+        return False
+    return all(isinstance(m, Mapping) and "role" in m and isinstance(m.get("content"), str) for m in messages)

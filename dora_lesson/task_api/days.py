@@ -13,7 +13,7 @@ from dora_lesson.task_api.words import WORDS
 
 # In English whatever the computer's locale, which `calendar` and `strftime` follow.
 WEEKDAYS, MONTHS = WORDS["weekdays"], WORDS["months"]
-_HOURS = {"noon": "12:00", "midnight": "00:00"}
+_HOURS = {"noon": "12:00", "12 noon": "12:00", "midday": "12:00", "midnight": "00:00"}
 _NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -22,9 +22,9 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
 
     Args:
         due: "today", "tomorrow", "yesterday", "thursday", "next thursday" (of the next calendar week), "in 3 days",
-            "in two weeks", "the 14th", "14 march", "march 14th", "the weekend" (its Saturday; on a Sunday, today), "end
-            of the month", or a date such as 2026-03-14. A weekday is the coming one, never today. A day without a year
-            is the next one.
+            "in two weeks", "the 14th", "14 march", "saturday 14 march", "the weekend" (its Saturday; on a Sunday,
+            today), "end of the month", or a date such as 2026-03-14. A weekday is the coming one, never today. A day
+            without a year is the next one.
         today: the day on which it is said.
 
     Raises:
@@ -61,8 +61,8 @@ def clock(time: str | datetime.time) -> str:
     Raises:
         ValueError: this is not a time of day.
     """
-    said = f"{time:%H:%M}" if isinstance(time, datetime.time) else re.sub(r"^at\s+", "", str(time).strip().lower())
-    found = re.fullmatch(r"(\d{1,2})(?:[:.](\d\d))?(?:\s?([ap])\.?m\.?)?", _HOURS.get(said, said))
+    said = re.sub(r"^(at|by)\s+|[,;!?.]+$", "", str(time).strip().lower())
+    found = re.fullmatch(r"(\d{1,2})(?:[:.](\d\d)(?::[\d.]+)?)?(?:\s*([ap])\.?m\.?)?", _HOURS.get(said, said))
     if found and (found[2] or found[3]):
         hour, minute = int(found[1]), int(found[2] or 0)
         if found[3]:
@@ -82,9 +82,13 @@ def meaning_of(due: str) -> Callable[[datetime.date], datetime.date]:
 
 
 def _said(due: str) -> str:
-    """A day in lower case, without what may stand before it, its punctuation and the endings of its numbers."""
-    said = re.sub(r"[.,;!?](?!\d)|(?<=\d)(st|nd|rd|th)\b", "", str(due).strip().lower())
-    return re.sub(r"\s+", " ", re.sub(r"^((on|at|by|due|for|until|till|this|the|coming)\s+)+", "", said))
+    """A day in lower case, without what may stand around it, its punctuation and the endings of its numbers.
+
+    "at 3" and "by 12" stay as they are, which is no day: they are hours.
+    """
+    said = re.sub(r"\s+", " ", re.sub(r"[.,;!?](?!\d)", "", str(due).lower())).strip()
+    said = re.sub(r"^((on|due|this|the|coming|(at|by|for|until|till)(?! \d+$)) )+", "", said)
+    return re.sub(r"(?<=\d)(st|nd|rd|th)\b| (morning|afternoon|evening|night)$", "", said)
 
 
 def day_word(date: datetime.date, today: datetime.date) -> str:
@@ -113,18 +117,17 @@ def _after(count: str, unit: str, today: datetime.date) -> datetime.date:
     return today + datetime.timedelta(number * (7 if unit.startswith("week") else 1))
 
 
-def _day_of_month(day: str, month: str | None, year: str | None, today: datetime.date) -> datetime.date:
+def _monthday(name: str | None, day: str, month: str | None, year: str | None, today: datetime.date) -> datetime.date:
     number = [name[:3] for name in MONTHS].index(month[:3]) + 1 if month else None
-    if year:
-        return datetime.date(int(year), number or 0, int(day))
-    for days in range(8 * 366):  # 29 February may be eight years away
-        date = today + datetime.timedelta(days)
-        if date.day == int(day) and number in (None, date.month):
-            return date
-    raise ValueError
+    ahead = (today + datetime.timedelta(days) for days in range(8 * 366))  # 29 February may be eight years away
+    coming = (date for date in ahead if date.day == int(day) and number in (None, date.month))
+    date = datetime.date(int(year), number or 0, int(day)) if year else next(coming, None)
+    if date is None or not WEEKDAYS[date.weekday()].startswith((name or "")[:3]):
+        raise ValueError
+    return date
 
 
-_WEEKDAY = "(mon|tues?|wed|thu|thur|thurs|fri|sat|sun|" + "|".join(WEEKDAYS) + ")"
+_WEEKDAY = "(mon|tues?|weds?|thu|thur|thurs|fri|sat|sun|" + "|".join(WEEKDAYS) + ")"
 _MONTH = "(" + "|".join(f"{month[:3]}|{month}" for month in MONTHS) + "|sept)"
 _DAYS: dict[str, Callable[..., datetime.date]] = {
     r"today|tonight": lambda today: today,
@@ -138,10 +141,9 @@ _DAYS: dict[str, Callable[..., datetime.date]] = {
     r"next week": functools.partial(_weekday, "next", "monday"),
     rf"in\s+(\d+|a|{'|'.join(_NUMBERS)})\s+(days?|weeks?)": _after,
     r"end of (?:the |this )?month": lambda today: today.replace(day=calendar.monthrange(today.year, today.month)[1]),
-    r"(\d{1,2})": lambda day, today: _day_of_month(day, None, None, today),
-    rf"(\d{{1,2}})\s+(?:of\s+)?{_MONTH}(?:\s+(\d{{4}}))?": _day_of_month,
-    rf"{_MONTH}\s+(?:the\s+)?(\d{{1,2}})(?:\s+(\d{{4}}))?": lambda month, day, year, today: _day_of_month(
-        day, month, year, today
+    rf"(?:{_WEEKDAY} (?:the )?)?(\d{{1,2}})(?: (?:of )?{_MONTH}(?: (\d{{4}}))?)?": _monthday,
+    rf"(?:{_WEEKDAY} )?{_MONTH} (?:the )?(\d{{1,2}})(?: (\d{{4}}))?": (
+        lambda weekday, month, day, year, today: _monthday(weekday, day, month, year, today)
     ),
     r"(\d{4}-\d{2}-\d{2})": lambda iso, today: datetime.date.fromisoformat(iso),
 }

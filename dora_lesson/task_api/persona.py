@@ -33,9 +33,9 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
       that can be met, or action where none was called for, gives 0.
 
     A text that contradicts its call loses the points for acknowledge, deliver and boundaries: one that claims what the
-    call does not do, that says of another task what the call does to this one, that names another day or time, or that
-    asks alone where the call acts. A reply with fewer than four words of text gets no points for vocabulary and
-    boundaries.
+    call does not do, that says of another task what the call does to this one, that names another day, time or
+    priority, or that asks alone where the call acts. A reply with fewer than four words of text gets no points for
+    vocabulary and boundaries.
     """
     system, user = item["messages"][0]["content"], item["messages"][-2]["content"]
     call, expected = find_call(reply) or {}, reference_call(item)
@@ -83,7 +83,7 @@ def contradicts(
     `tasks` are the lines of the list, by number; without `today`, "saturday" and "tomorrow" are never the same day.
     """
     titles = {number: _title(line) for number, line in tasks.items()}
-    action, own, subject = call.get("action"), str(call.get("task")), _subject(call, titles)
+    action, own, subject = str(call.get("action")), str(call.get("task")), _subject(call, titles)
     stems, others = stems_of(" ".join(sentences)), [line for number, line in tasks.items() if number != own]
     of_others = stems_of(" ".join(map(_title, others))) - stems_of(subject)
     if own in titles and not stems_of(titles[own]) & stems and (of_others & stems) - stems_of(request):
@@ -97,16 +97,20 @@ def contradicts(
             if action in _DENIALS and any(map(_DENIALS[action].search, clauses)):
                 return True
             said = _SAYS["condition"].sub("", said)
+            said = _SAYS["on the list"].sub("", said) if action == "none" and stems_of(sentence) & of_others else said
             if any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
                 return True
+        elif _SAYS["acts"].search(sentence):
+            return True
         known = [line for line in others if stems_of(_title(line)) - stems_of(subject) & stems_of(sentence)]
         known += [*map(str, call.values()), titles.get(own, "")]
         if action not in ("create", "update") or not stems_of(subject) & stems_of(sentence):
             known.append(request)
         as_it_was = action in ("complete", "delete") or _SAYS["as it was"].search(sentence)
-        known += tasks.values() if action in ("list", "search", "none") else ["today"] if as_it_was else []
-        for changed, named in (("due", _named_days), ("time", _named_times)):
-            line = tasks.get(own, "") if as_it_was or not call.get(changed) else ""
+        of_any_task = action in ("search", "none") or call == {"action": "list"}
+        known += tasks.values() if of_any_task else ["today"] if as_it_was else []
+        for changed, named in (("due", _named_days), ("time", _named_times), ("priority", _named_priorities)):
+            line = tasks.get(own, "") if as_it_was or changed not in call else ""
             meant = set().union(*named(" ".join([*known, line]).lower()))
             if changed == "due":
                 meant = _all_names(meant | {str(call[key]) for key in ("due", "until") if call.get(key)}, today)
@@ -142,14 +146,10 @@ def _all_names(days: set[str], today: datetime.date | None) -> set[str]:
         with contextlib.suppress(ValueError):
             date = resolve(day, today)
             ahead = (date - today).days + today.weekday()  # from Monday of this week
-            names |= {
-                day_word(date, today),
-                WEEKDAYS[date.weekday()],
-                f"{date.day}",
-                f"{date.day} {MONTHS[date.month - 1]}",
-            }
+            weekday, month = WEEKDAYS[date.weekday()], MONTHS[date.month - 1]
+            names |= {day_word(date, today), weekday, f"{date.day}", f"{date.day} {month}"}
             names |= {5: {"weekend"}, 6: {"weekend"}, 12: {"next weekend"}, 13: {"next weekend"}}.get(ahead, set())
-            names |= {"next week"} if 7 <= ahead < 14 else set()
+            names |= {"next week", f"next {weekday}"} if 7 <= ahead < 14 else set()
     return names
 
 
@@ -163,6 +163,10 @@ def _named_times(text: str) -> list[set[str]]:
                 readings.add(clock(time + half))
         named.append(readings or {time})
     return named
+
+
+def _named_priorities(text: str) -> list[set[str]]:
+    return [{priority} for priority in _SAYS["priority"].findall(text)]
 
 
 def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, str]) -> bool:
