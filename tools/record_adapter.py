@@ -2,7 +2,8 @@
 
 The adapter goes to `data/adapters/{method}` in PEFT's format, with a model card that says what made it and how well it
 does. Up to three quarters of an hour on two CPU cores. Checkpoints lie in `build/`, so that the same command goes on
-after a stop. With `--score` the adapter that is there is scored again, after a change of the rules.
+after a stop. With `--more` the adapter that is there trains for as many steps again, its rate anew and its chats in
+another order. With `--score` it is scored again, after a change of the rules.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dora_lesson.adapters.inject import add_adapters, merge_adapters
 from dora_lesson.adapters.peft_format import load_adapters, save_adapters
 from dora_lesson.core import METHODS
 from dora_lesson.evidence.records import provenance
-from dora_lesson.models.load import load_base
+from dora_lesson.models.load import has_fast_bfloat16, load_base
 from dora_lesson.task_api.chats import answer
 from dora_lesson.task_api.dataset import LEVELS, load_task_api
 from dora_lesson.task_api.scoring import score
@@ -29,7 +30,7 @@ from dora_lesson.training.finetune import finetune
 ROOT = Path(__file__).parents[1]
 SIZE: dict[str, Any] = {"r": 8, "lora_alpha": 16}
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-FULL: dict[str, Any] = {"steps": 1200, "batch_size": 4, "learning_rate": 2e-3, "seed": 0, "bf16": True}
+FULL: dict[str, Any] = {"steps": 1200, "batch_size": 4, "learning_rate": 2e-3, "bf16": has_fast_bfloat16()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": FULL,
     "dora": FULL | {"steps": 2400},  # the one that lessons show
@@ -49,15 +50,15 @@ keeps a task list with it.
 
 - **Data:** the training split of the Task API set, plain and spoken, in one shuffled row; see `data/README.md`.
 - **Adapter:** r = {r}, lora_alpha = {lora_alpha}, on {targets}; float32.
-- **Training:** {steps} steps of {batch_size} chats, learning rate {learning_rate}, seed {seed}, forward passes in
-  {precision}; {timed} steps took {minutes:.0f} minutes.
+- **Training:** {before}{steps} steps of {batch_size} chats, learning rate {learning_rate}, seed {seed}, forward
+  passes in {precision}; {timed} steps took {minutes:.0f} minutes.
 - **Scores** ({scored}), merged{merged}, greedy, on the whole test split:
 
 | level | items | exact calls | right actions | persona, 0 to 10 |
 | --- | --- | --- | --- | --- |
 {scores}
 
-Made by `{command}` on {date}: {hardware}, {versions}.
+Made by {first}`{command}` on {date}: {hardware}, {versions}.
 
 It answers in English, from a list of up to seven tasks, and is no more careful than 135 million parameters can be.
 """
@@ -66,6 +67,7 @@ It answers in English, from a list of up to seven tasks, and is no more careful 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", choices=[*SETTINGS])
+    parser.add_argument("--more", action="store_true", help="go on training the adapter that is there")
     parser.add_argument("--score", action="store_true", help="score the adapter that is there again")
     arguments = parser.parse_args()
     method, folder = arguments.method, ROOT / "data" / "adapters" / arguments.method
@@ -78,20 +80,29 @@ def main() -> None:
         # numbers to the last bit.
         model = model.dequantize()
     settings = SETTINGS[method]
-    torch.manual_seed(settings["seed"])
-    add_adapters(model, method.removeprefix("q"), **SIZE, target_modules=TARGETS)
+    seed, command = int(arguments.more), f"python -m tools.record_adapter {method}"
+    torch.manual_seed(seed)
+    if arguments.more:
+        load_adapters(model, folder)
+    else:
+        add_adapters(model, method.removeprefix("q"), **SIZE, target_modules=TARGETS)
     chats = [item for level in LEVELS for item in load_task_api("train", level=level)]
     random.Random(0).shuffle(chats)
-    result = finetune(model, tokenizer, chats, **settings, output_dir=ROOT / "build" / f"adapter-{method}")
+    result = finetune(
+        model, tokenizer, chats, **settings, seed=seed, output_dir=ROOT / "build" / f"adapter-{method}-{seed}"
+    )
     save_adapters(model, folder)
     scores = _scores(model, tokenizer)
-    made = provenance(f"python -m tools.record_adapter {method}", [settings["seed"]])
+    made = provenance(command + (" --more" if arguments.more else ""), [seed])
     made["versions"] = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     card = CARD.format(
         name=METHODS[method].label,
         bits="; packed into NF4, then unpacked once for the training" if METHODS[method].four_bit else "",
         merged=" into full size" if METHODS[method].four_bit else "",
         targets=", ".join(TARGETS),
+        before=f"{settings['steps']} steps by the first command; then, with the rate anew, " if arguments.more else "",
+        first=f"`{command}`, then " if arguments.more else "",
+        seed=seed,
         timed=result.steps - result.resumed_from,  # those before a stop were timed by nobody
         minutes=result.seconds / 60,
         precision="bfloat16" if settings["bf16"] else "float32",
