@@ -1,10 +1,12 @@
 """Merge the recorded QDoRA adapter in each way, and score the answers: `python -m tools.record_merges`.
 
-The scores go to `data/records/merges.json`. Some eight minutes on two CPU cores.
+The scores go to `data/records/merges.json`. Some eight minutes on two CPU cores. `merges_half.json` holds the same of the
+adapter before `tools.record_adapter` went on with `--more`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import warnings
@@ -26,6 +28,9 @@ ADAPTER = DATA / "adapters" / "qdora"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", nargs="?", default="merges", help="the record's name")
+    name_of_record = parser.parse_args().record
     items = list(load_task_api("test"))[:ITEMS]
     rows: list[dict[str, Any]] = []
 
@@ -46,9 +51,10 @@ def main() -> None:
         for part in (whole, tokenizer):
             part.save_pretrained(folder)
         judge("full size, packed once", load_base(folder, four_bit=True, dtype="float32", device="cpu")[0])
-    record = provenance("python -m tools.record_merges", [0]) | {"adapter": "qdora", "level": "plain", "items": ITEMS}
+    command = f"python -m tools.record_merges {name_of_record}".removesuffix(" merges")
+    record = provenance(command, [0]) | {"adapter": "qdora", "level": "plain", "items": ITEMS}
     text = json.dumps(record | {"rows": rows}, indent=1)
-    (DATA / "records" / "merges.json").write_text(text + "\n", encoding="utf-8")
+    (DATA / "records" / f"{name_of_record}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -169,10 +169,10 @@ def _interval(comparison: Comparison) -> str:
 
 
 def _packed_again() -> Finding:
-    exact = {row["name"]: 100 * row["exact"] for row in load_record("merges")["rows"]}
-    names = {"beside": "adapter beside 4 bits", "again": "merged into 4 bits", "whole": "merged at full size"}
-    numbers = {field: exact[name] for field, name in names.items()} | {"once": exact["full size, packed once"]}
-    return _say("packed again", "packed again", "either", "merges.json", "no interval", **numbers)
+    half, end = (
+        [round(100 * row["exact"]) for row in load_record(name)["rows"][1:]] for name in ("merges_half", "merges")
+    )
+    return _say("packed again", "packed again", "either", "merges.json", "no interval", half=half, end=end)
 
 
 @functools.cache
