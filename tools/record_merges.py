@@ -1,7 +1,7 @@
 """Merge the recorded QDoRA adapter in each way, and score the answers: `python -m tools.record_merges`.
 
-The scores go to `data/records/merges.json`. Some eight minutes on two CPU cores. `merges_half.json` holds the same of the
-adapter before `tools.record_adapter` went on with `--more`.
+The scores go to `data/records/merges.json`. Some eight minutes on two CPU cores. `merges_half.json` holds the scores of
+the adapter before `tools.record_adapter` went on with `--more`.
 """
 
 from __future__ import annotations
