@@ -140,7 +140,7 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def execute(notebook: Any, timeout: int = 600, go_on: bool = False) -> Any:
+def execute(notebook: Any, timeout: int = 1800, go_on: bool = False) -> Any:
     """Run every cell in a fresh kernel in the notebooks' folder, and return the notebook with each stream in one piece.
 
     With `go_on`, a cell that raises keeps its error as an output and the cells below it run; otherwise the error is
