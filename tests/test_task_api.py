@@ -385,6 +385,7 @@ def test_good_replies_get_full_points(item, reply, points):
         (HIGH, "Marked low: the tax form. Want a day for the tax form?" + HIGH_CALL, "deliver", 0),
         (MILK, "Added: buy milk, Friday, high priority. Want a time for the milk?" + MILK_CALL, "deliver", 0),
         (DATELESS, "The rent is due on Friday. Want a time for the rent?" + NO_DATE, "deliver", 0),
+        (BANK, "Today removed: call the bank. Want a time for the bank?" + CALL, "deliver", 0),
         (MOWED, "There is no task about the lawn. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
         (MOWED, "The lawn isn't on the list. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
         (MOWED, "The lawn is still open. Want to plan mowing?" + MOWED_CALL, "deliver", 0),

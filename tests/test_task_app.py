@@ -120,7 +120,7 @@ def test_a_time_is_read_as_it_is_said(time, clock_time):
     assert clock(time) == clock_time
 
 
-@pytest.mark.parametrize("time", ["", "3", "25:00", "15:60", "13pm", "0am", "3pm 4pm", "soon", "tomorrow"])
+@pytest.mark.parametrize("time", ["", "3", "25:00", "15:60", "15:00:..", "13pm", "0am", "3pm 4pm", "soon", "tomorrow"])
 def test_what_is_no_time_is_refused_with_an_example(time):
     with pytest.raises(ValueError, match="is not a time: say one such as 3pm or 15:00"):
         clock(time)

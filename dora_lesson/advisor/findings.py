@@ -170,7 +170,8 @@ def _interval(comparison: Comparison) -> str:
 
 def _packed_again() -> Finding:
     half, end = (
-        [round(100 * row["exact"]) for row in load_record(name)["rows"][1:]] for name in ("merges_half", "merges")
+        {row["name"]: round(100 * row["exact"]) for row in load_record(name)["rows"]}
+        for name in ("merges_half", "merges")
     )
     return _say("packed again", "packed again", "either", "merges.json", "no interval", half=half, end=end)
 

@@ -62,7 +62,7 @@ def clock(time: str | datetime.time) -> str:
         ValueError: this is not a time of day.
     """
     said = re.sub(r"^(at|by)\s+|[,;!?.]+$", "", str(time).strip().lower())
-    found = re.fullmatch(r"(\d{1,2})(?:[:.](\d\d)(?::[\d.]+)?)?(?:\s*([ap])\.?m\.?)?", _HOURS.get(said, said))
+    found = re.fullmatch(r"(\d{1,2})(?:[:.](\d\d)(?::\d\d(?:\.\d+)?)?)?(?:\s*([ap])\.?m\.?)?", _HOURS.get(said, said))
     if found and (found[2] or found[3]):
         hour, minute = int(found[1]), int(found[2] or 0)
         if found[3]:

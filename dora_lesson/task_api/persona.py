@@ -96,7 +96,7 @@ def contradicts(
             clauses = [part for part in re.split(r",| and | but ", said) if not stems_of(part) & of_others]
             if action in _DENIALS and any(map(_DENIALS[action].search, clauses)):
                 return True
-            said = _SAYS["condition"].sub("", said)
+            said = _SAYS["less"].sub("", _SAYS["condition"].sub("", said))
             said = _SAYS["on the list"].sub("", said) if action == "none" and stems_of(sentence) & of_others else said
             if any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
                 return True
