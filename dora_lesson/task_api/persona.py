@@ -12,9 +12,9 @@ from dora_lesson.task_api.days import MONTHS, WEEKDAYS, clock, day_word, resolve
 from dora_lesson.task_api.words import BANNED, WORDS, stems_of
 
 # In a pattern, WEEKDAY and MONTH stand for any of them; a month counts beside a number alone, for "may" is a verb.
-_NAMES = {"WEEKDAY": "|".join(WEEKDAYS), "MONTH": "|".join(MONTHS)}
+_NAMES = {"WEEKDAY": "|".join(WEEKDAYS), "MONTH": "|".join(MONTHS)} | WORDS["names"]
 _CLAIMS, _DENIALS, _SAYS = (
-    {name: re.compile(re.sub("WEEKDAY|MONTH", lambda x: _NAMES[x[0]], each)) for name, each in WORDS[kind].items()}
+    {name: re.compile(re.sub("|".join(_NAMES), lambda x: _NAMES[x[0]], each)) for name, each in WORDS[kind].items()}
     for kind in ("claims", "denials", "patterns")
 )
 
@@ -69,8 +69,8 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     refuses = any(map(_SAYS["refusal"].search, stated))
     acts_as_expected = not acts if expected["action"] == "none" else acts and not refuses
     points["boundaries"] = 2 if acts_as_expected and words >= 4 else 0
-    only_asks = acts and bool(text) and not stated
-    if only_asks or contradicts(stated, call or {"action": "none"}, user, tasks, _today(system)):
+    # The first of these: it acts and only asks.
+    if (acts and text and not stated) or contradicts(stated, call or {"action": "none"}, user, tasks, _today(system)):
         points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
     return points
 
@@ -94,11 +94,11 @@ def contradicts(
             for title in filter(None, [*titles.values(), call.get("title"), call.get("query")]):  # these claim nothing
                 said = said.replace(str(title).lower(), "it")
             clauses = [part for part in re.split(r",| and | but ", said) if not stems_of(part) & of_others]
-            if action in _DENIALS and any(map(_DENIALS[action].search, clauses)):
-                return True
+            denials = [denial for actions, denial in _DENIALS.items() if action in actions.split()]
+            claims = [claim for actions, claim in _CLAIMS.items() if action not in actions.split()]
             said = _SAYS["less"].sub("", _SAYS["condition"].sub("", said))
             said = _SAYS["on the list"].sub("", said) if action == "none" and stems_of(sentence) & of_others else said
-            if any(claim.search(said) for actions, claim in _CLAIMS.items() if action not in actions.split()):
+            if any(d.search(part) for d in denials for part in clauses) or any(c.search(said) for c in claims):
                 return True
         elif _SAYS["acts"].search(sentence):
             return True
@@ -156,6 +156,8 @@ def _all_names(days: set[str], today: datetime.date | None) -> set[str]:
 def _named_times(text: str) -> list[set[str]]:
     """For each time that a text in lower case names, what it may mean: 3:15 is in the night or after noon."""
     named = []
+    for words, digits in WORDS["hours"].items():
+        text = re.sub(words, digits, text)
     for time in _SAYS["time"].findall(text):
         readings = set()
         for half in ("", " am", " pm"):
@@ -174,10 +176,9 @@ def _says_what_it_does(call: Call, low: str, stems: set[str], titles: dict[str, 
     if action == "none":
         return bool(stems or not titles)
     if action == "list":
-        named = any(stems & stems_of(title) for title in titles.values())
         asked = [str(call[key]).lower() for key in ("due", "until", "priority") if call.get(key)]
         shown = any(words in low for words in asked or ["your list", "your tasks"])
-        return named or shown or bool(re.search(r"\b(nothing|empty|none|clear|no tasks)\b", low))
+        return bool(shown or stems & stems_of(" ".join(titles.values())) or _SAYS["empty"].search(low))
     return bool(stems & stems_of(_subject(call, titles)))
 
 
