@@ -277,6 +277,7 @@ WRITTEN_BY_PEFT = [
     {"target_modules": ["q_proj", "lm_head"]},
     {"init_lora_weights": "gaussian"},
     {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
     {"init_lora_weights": False},
     {"fan_in_fan_out": True},
 ]

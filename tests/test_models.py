@@ -144,13 +144,14 @@ def test_a_processor_is_fast_in_bfloat16_where_torch_says_so(told: Any, monkeypa
     assert models.has_fast_bfloat16() is ("bf16" in str(told))
 
 
-def test_four_bit_without_bitsandbytes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model_id", ["some/llama", "bundled"])
+def test_four_bit_without_bitsandbytes_says_what_to_install(model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
     with pytest.raises(SetupError, match=r"run `pip install -U bitsandbytes`, or pass four_bit=False"):
-        load_base("some/llama", four_bit=True)
+        load_base(model_id, four_bit=True)
 
 
 # Preparing: fetched, checked, converted, put in place, or nothing at all.

@@ -198,6 +198,14 @@ def test_a_call_counts_if_it_says_the_same(call, same):
     assert is_right(f"Moved.\n{call}", item) == same
 
 
+@pytest.mark.parametrize("same", ["Friday, 6 March", "friday the 6th of march", "6 march"])
+def test_a_weekday_beside_a_date_does_not_count(same):
+    said = {"action": "create", "title": "call the bank", "due": "friday 6 march"}
+    assert normalize(said) == normalize(said | {"due": same})
+    assert normalize(said) != normalize(said | {"due": "friday 13 march"})
+    assert normalize(said) != normalize(said | {"due": "friday"})
+
+
 def test_titles_agree_as_sets_of_words():
     create = {"action": "create", "title": "Call the bank", "priority": None}
     assert normalize(create) == normalize({"action": "create", "title": "call bank."})
@@ -330,6 +338,8 @@ LIST = an_item("what's on tomorrow?", 'ok\n{"action": "list", "due": "tomorrow"}
         # What is said to be as it was is another task, a time or the rest, and hours may be said in words.
         (TAX, "The tax form is on Friday, and its time is as it was. Want a time for the form?" + TAX_CALL, 10),
         (MOWED, "The lawn is done, everything else is untouched. Want to plan mowing?" + MOWED_CALL, 10),
+        (MOWED, "The lawn is done, which should keep it green. Want to plan mowing?" + MOWED_CALL, 10),
+        (OFF, 'The bank call is gone, to keep your list short. A letter?\n{"action": "delete", "task": 1}', 10),
         (MOWED, "The lawn is done. One task remains on your list. Want to plan mowing?" + MOWED_CALL, 10),
         (MOWED, "The lawn isn't on the list any more. Want to plan mowing?" + MOWED_CALL, 10),
         (MILK, "I'll remind you to buy milk on Friday. Want a time for the milk?" + MILK_CALL, 10),
@@ -404,6 +414,8 @@ def test_good_replies_get_full_points(item, reply, points):
         (BANK, "There is no such task as the bank. Want a time for it?" + CALL, "deliver", 0),
         (LIST, 'Deleted: call the bank. Shall I move it?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
         (LIST, 'I have moved the bank. Shall I go on?\n{"action": "list", "due": "tomorrow"}', "deliver", 0),
+        (BANK, "The bank is moved to Thu. Want a time for the bank?" + CALL, "deliver", 0),
+        (OFF, 'I will keep the bank. A letter to the bank?\n{"action": "delete", "task": 1}', "deliver", 0),
         # It is said that all is as it was, that the task is not there, that something else is done, or another hour.
         (MOWED, "I left the lawn untouched. Want to plan mowing?" + MOWED_CALL, "deliver", 0),
         (BANK, "The bank call is where it was. Want a time for the bank?" + CALL, "deliver", 0),

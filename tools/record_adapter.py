@@ -2,8 +2,8 @@
 
 The adapter goes to `data/adapters/{method}` in PEFT's format, with a model card that says what made it and how well it
 does. Up to three quarters of an hour on two CPU cores. Checkpoints lie in `build/`, so that the same command goes on
-after a stop. With `--more` the adapter that is there trains for as many steps again, its rate anew and its chats in
-another order. With `--score` it is scored again, after a change of the rules.
+after a stop. With `--more` the adapter that is there trains, once, for as many steps again, its rate anew and its chats
+in another order. With `--score` it is scored again, after a change of the rules.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ keeps a task list with it.
 
 Made by {first}`{command}` on {date}: {hardware}, {versions}.
 
-It answers in English, from a list of up to seven tasks, and is no more careful than 135 million parameters can be.
+It answers in English, from a list of up to six tasks, and is no more careful than 135 million parameters can be.
 """
 
 

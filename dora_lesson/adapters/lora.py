@@ -2,7 +2,7 @@
 
 Shapes: base weight W (d_out, d_in), lora_A (r, d_in), lora_B (d_out, r), input x (..., d_in), output (..., d_out).
 A and B are float32 for a half-precision or 4-bit base, else of the base's dtype. Their products run in the dtype of the
-base layer's output; for float16, whose range is too small for their gradients, in float32.
+base layer's output; for float16, whose range is too small for their gradients, in float32, but under autocast.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class LoRALinear(nn.Module):
     def train(self, mode: bool = True) -> LoRALinear:
         super().train(mode)
         if is_four_bit(self.base):
-            self.base.train()  # in eval mode bitsandbytes reorders the bytes on some CPUs (see `quant_state`)
+            self.base.train()  # in eval mode bitsandbytes reorders the bytes on some CPUs (see `readable_quant_state`)
         return self
 
     def extra_repr(self) -> str:

@@ -26,9 +26,9 @@ _PREFIX = "base_model.model."
 _COMPILED = "_orig_mod."  # what `torch.compile` puts into the names of a block's modules
 # Keys of a configuration that say nothing about what the adapter computes over a linear layer.
 _HARMLESS = {"task_type", "inference_mode", "peft_version", "revision", "auto_mapping", "runtime_config"}
-_HARMLESS |= {"ephemeral_gpu_offload", "fan_in_fan_out"}
+_HARMLESS |= {"ephemeral_gpu_offload", "fan_in_fan_out", "eva_config"}
 # Starts that leave the base as it is; the others (PiSSA, OLoRA, LoftQ and their like) write to it.
-_PLAIN_STARTS = ("true", "false", "none", "gaussian", "orthogonal")
+_PLAIN_STARTS = ("true", "false", "none", "gaussian", "orthogonal", "eva")
 
 
 class AdapterConfig(BaseModel):

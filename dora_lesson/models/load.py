@@ -59,7 +59,7 @@ def load_base(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        if not bundled:
+        if not bundled or "bitsandbytes" in str(error):
             raise explained(source, error) from error
         todo = "delete that folder, then run `python -m dora_lesson prepare`"
         raise SetupError(f"The bundled model in {cache_folder()} cannot be read: {todo}.") from error

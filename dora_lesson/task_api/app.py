@@ -114,11 +114,10 @@ class TaskList:
         """The list as a `pandas.DataFrame`: the open tasks by number, then those that are done."""
         import pandas as pd
 
-        columns = ["task", "title", "due", "time", "priority"]
         numbered = [*((str(i), task) for i, task in enumerate(self.open, start=1)), *(("done", t) for t in self.done)]
-        due = {t: f"{long_date(t.due)} {t.due.year}" if t.due else "" for _, t in numbered}
-        rows = [[n, t.title, due[t], t.time or "", t.priority or ""] for n, t in numbered]
-        return pd.DataFrame(rows, columns=columns).set_index("task")
+        due = [f"{long_date(t.due)} {t.due.year}" if t.due else "" for _, t in numbered]
+        rows = [[n, t.title, day, t.time or "", t.priority or ""] for (n, t), day in zip(numbered, due, strict=True)]
+        return pd.DataFrame(rows, columns=["task", "title", "due", "time", "priority"]).set_index("task")
 
     def __repr__(self) -> str:
         return self.table().to_string() if self.open or self.done else "no tasks"

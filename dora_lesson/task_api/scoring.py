@@ -10,7 +10,7 @@ from typing import Any
 
 from dora_lesson.task_api.calls import Call, find_call, read_call, validate_call
 from dora_lesson.task_api.dataset import CATEGORIES, Item, reference_call, require_items
-from dora_lesson.task_api.days import clock, first_and_last
+from dora_lesson.task_api.days import WEEKDAYS, clock, first_and_last
 from dora_lesson.task_api.persona import persona_points
 from dora_lesson.task_api.words import content_words
 
@@ -45,8 +45,9 @@ def _meaning(key: str, said: str) -> Any:
     """A time by the clock, and the dates that a day is on some todays: other words may say the same."""
     try:
         return clock(said) if key == "time" else tuple(first_and_last(said, day) for day in _TODAYS)
-    except ValueError:
-        return said.strip().lower()
+    except ValueError:  # "friday 6 march" is no day in most years
+        name, _, date = said.strip().lower().partition(" ")
+        return _meaning(key, date) if name.strip(",") in WEEKDAYS and date else said.strip().lower()
 
 
 def is_right(reply: str, item: Item) -> bool:

@@ -32,7 +32,7 @@ class FineTuneResult:
     steps: int  # those done: a callback may have stopped the run
     losses: list[float]  # of each step, mean nats a token; those before a resumption too
     seconds: float  # of this call alone
-    peak_memory_bytes: int  # of this call alone: of the GPU, else of the process
+    peak_memory_bytes: int  # of this call alone: of the GPU, else of the process after a step
     trained_parameters: int
     resumed_from: int = 0  # the step of the checkpoint that the run went on from
 
