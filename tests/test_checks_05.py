@@ -225,7 +225,7 @@ def test_a_right_setting_is_accepted(attempt, capsys):
 
 @pytest.mark.parametrize(("attempt", "words"), [
     (setting(8, 512, False), "gradient checkpointing save"),
-    (setting(16, 512), "over the 14 GB of the card; lower"),
+    (setting(16, 512), "over the 14 GB that may be planned; take fewer"),
     (setting(16, 256), "would be cut"),
     (setting(1, 512, False), "at least 4,096"),
     (setting(0, 512), "whole numbers"),
