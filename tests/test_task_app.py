@@ -22,6 +22,9 @@ THURSDAY = datetime.date(2026, 3, 12)
     ("due", "date"),
     [
         ("today", "2026-03-12"),
+        ("this evening", "2026-03-12"),
+        ("Later today", "2026-03-12"),
+        ("tmrw", "2026-03-13"),
         (" Tomorrow ", "2026-03-13"),
         ("Tomorrow!", "2026-03-13"),
         ("today?!", "2026-03-12"),

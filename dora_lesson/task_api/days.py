@@ -21,10 +21,10 @@ def resolve(due: str, today: datetime.date) -> datetime.date:
     """The date that a day stands for, when it is said today.
 
     Args:
-        due: "today", "tomorrow", "yesterday", "thursday", "next thursday" (of the next calendar week), "in 3 days",
-            "in two weeks", "the 14th", "14 march", "saturday 14 march", "the weekend" (its Saturday; on a Sunday,
-            today), "end of the month", or a date such as 2026-03-14. A weekday is the coming one, never today. A day
-            without a year is the next one.
+        due: "today", "this evening", "tomorrow", "yesterday", "thursday", "next thursday" (of the next calendar week),
+            "in 3 days", "in two weeks", "the 14th", "14 march", "saturday 14 march", "the weekend" (its Saturday; on a
+            Sunday, today), "end of the month", or a date such as 2026-03-14. A weekday is the coming one, never today.
+            A day without a year is the next one.
         today: the day on which it is said.
 
     Raises:
@@ -130,8 +130,8 @@ def _monthday(name: str | None, day: str, month: str | None, year: str | None, t
 _WEEKDAY = "(mon|tues?|weds?|thu|thur|thurs|fri|sat|sun|" + "|".join(WEEKDAYS) + ")"
 _MONTH = "(" + "|".join(f"{month[:3]}|{month}" for month in MONTHS) + "|sept)"
 _DAYS: dict[str, Callable[..., datetime.date]] = {
-    r"today|tonight": lambda today: today,
-    r"tomorrow": lambda today: today + datetime.timedelta(1),
+    r"(?:later )?today|tonight|morning|afternoon|evening": lambda today: today,
+    r"tomorrow|tmrw?": lambda today: today + datetime.timedelta(1),
     r"yesterday": lambda today: today - datetime.timedelta(1),
     r"day after tomorrow": lambda today: today + datetime.timedelta(2),
     rf"(next\s+)?{_WEEKDAY}": _weekday,
