@@ -33,7 +33,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 FULL: dict[str, Any] = {"steps": 1200, "batch_size": 4, "learning_rate": 2e-3, "bf16": has_fast_bfloat16()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": FULL,
-    "dora": FULL | {"steps": 2400},  # the one that lessons show
+    "dora": FULL | {"steps": 2400},  # as many as the others have with --more
     "qlora": FULL,
     "qdora": FULL,
 }
