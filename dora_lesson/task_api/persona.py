@@ -69,7 +69,7 @@ def persona_points(reply: str, item: Item) -> dict[str, int]:
     refuses = any(map(_SAYS["refusal"].search, stated))
     acts_as_expected = not acts if expected["action"] == "none" else acts and not refuses
     points["boundaries"] = 2 if acts_as_expected and words >= 4 else 0
-    # The first of these: it acts and only asks.
+    # Where it acts, to ask alone is a contradiction too.
     if (acts and text and not stated) or contradicts(stated, call or {"action": "none"}, user, tasks, _today(system)):
         points |= dict.fromkeys(("acknowledge", "deliver", "boundaries"), 0)
     return points
@@ -88,14 +88,14 @@ def contradicts(
     of_others = stems_of(" ".join(map(_title, others))) - stems_of(subject)
     if own in titles and not stems_of(titles[own]) & stems and (of_others & stems) - stems_of(request):
         return True
+    denials = [denial for actions, denial in _DENIALS.items() if action in actions.split()]
+    claims = [claim for actions, claim in _CLAIMS.items() if action not in actions.split()]
     for sentence in sentences:
         if action not in ("list", "search"):  # these two show tasks, in whatever state they are
             said = _SAYS["done"].sub("", sentence) if len(sentences) > 1 or "," in sentence else sentence
             for title in filter(None, [*titles.values(), call.get("title"), call.get("query")]):  # these claim nothing
                 said = said.replace(str(title).lower(), "it")
             clauses = [part for part in re.split(r",| and | but ", said) if not stems_of(part) & of_others]
-            denials = [denial for actions, denial in _DENIALS.items() if action in actions.split()]
-            claims = [claim for actions, claim in _CLAIMS.items() if action not in actions.split()]
             said = _SAYS["less"].sub("", _SAYS["condition"].sub("", said))
             said = _SAYS["on the list"].sub("", said) if action == "none" and stems_of(sentence) & of_others else said
             if any(d.search(part) for d in denials for part in clauses) or any(c.search(said) for c in claims):
